@@ -1,0 +1,134 @@
+"""The checks of .ci/run that are more than one command: python .ci/checks.py NAME [ARGUMENT...], in the top folder of a checkout"""
+import ast, configparser, json, re, subprocess, sys, tarfile, zipfile
+from importlib import metadata
+from pathlib import Path
+
+def settings():
+    "settings.ini"
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read('settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']
+
+def tracked(*patterns):
+    "Files under version control."
+    return subprocess.run(['git', 'ls-files', '-z', '--', *patterns], check=True, capture_output=True, text=True).stdout.split('\0')[:-1]
+
+def canonical(name):
+    "A distribution's name as registries compare it."
+    return re.sub(r'[-_.]+', '-', re.split(r'[<>=!~;\[\s]', name, maxsplit=1)[0]).lower()
+
+def code_cells(path):
+    "The sources of a notebook's code cells, magics and shell lines left out."
+    cells = [c for c in json.loads(Path(path).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return [re.sub(r'^\s*[%!].*', '', ''.join(c['source']), flags=re.M) for c in cells]
+
+def imported(tree, optional=True):
+    "Names of the modules that `tree` imports, in full; without the `optional` ones, those inside `try`."
+    if not optional and isinstance(tree, ast.Try): return set()
+    found = {o.name for o in tree.names} if isinstance(tree, ast.Import) else set()
+    if isinstance(tree, ast.ImportFrom):
+        base = 'clipcap_ssl' + (f'.{tree.module}' if tree.module else '') if tree.level else tree.module
+        found = {f'{base}.{o.name}' for o in tree.names} if base == 'clipcap_ssl' else {base}
+    return found.union(*(imported(o, optional) for o in ast.iter_child_nodes(tree)))
+
+def command(name):
+    "Print the commands that stand in README.md under the marker `<!-- name -->`."
+    found = re.search(rf'<!-- {name} -->\s*```\w*\n(.*?)^```', Path('README.md').read_text(encoding='utf-8'), re.M | re.S)
+    if not found: return [f'README.md has no block of commands under <!-- {name} -->']
+    print(found[1].strip())
+
+def notebooks():
+    "Print what nbdev_test runs; none may be left out by its front matter or by a .notest file."
+    files = [o for o in tracked('nbs/*.ipynb') if not any(p[0] in '_.' for p in Path(o).parts)]
+    print(*files, sep='\n')
+    bad = [f'{o}: skip_exec' for o in files if re.search(r'skip_exec:\s*true', Path(o).read_text(encoding='utf-8'), re.I)]
+    return bad + [f'{o} switches its neighbours off' for o in tracked('nbs/**.notest', 'nbs/.notest')]
+
+def order():
+    "A notebook imports from lower numbers only; the package imports nothing that settings.ini does not require."
+    number = {o: re.match(r'(\d+)([a-z]?)_', Path(o).name).groups() for o in tracked('nbs/[0-9]*.ipynb')}
+    found = {o: re.search(r'#\| *default_exp (\w+)', Path(o).read_text(encoding='utf-8')) for o in number}
+    module = {m[1]: number[o] for o, m in found.items() if m}
+    bad = [f'{o} exports no module' for o, m in found.items() if not m]
+    for o in tracked('nbs/*.ipynb'):
+        for m in sorted(set().union(*(imported(ast.parse(c)) for c in code_cells(o)))):
+            if not m.startswith('clipcap_ssl.'): continue
+            name = m.split('.')[1]
+            if name == '__version__': continue
+            if name not in module: bad.append(f'{o} imports {m}, which no notebook exports')
+            elif o in number and module[name] > number[o]: bad.append(f'{o} imports {m}, which has a higher number')
+    required, owners = {canonical(o) for o in settings()['requirements'].split()}, metadata.packages_distributions()
+    for o in tracked('clipcap_ssl/*.py'):
+        for m in sorted({m.split('.')[0] for m in imported(ast.parse(Path(o).read_text(encoding='utf-8')), optional=False)}):
+            if m in sys.stdlib_module_names or m == 'clipcap_ssl': continue
+            if not required & {canonical(d) for d in owners.get(m, [])}: bad.append(f'{o} imports {m}, which settings.ini does not require')
+    return bad
+
+def cells():
+    """What the documentation would lose or trip over. Text beside the title in its cell is dropped, and a cell that holds an
+    import is run, without the cells before it: so imports have a cell of their own."""
+    bad = []
+    for o in tracked('nbs/*.ipynb'):
+        text = [''.join(c['source']) for c in json.loads(Path(o).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
+        title = next((c for c in text if re.search(r'^# ', c, re.M)), None)
+        if title is None: bad.append(f'{o} has no title')
+        elif not re.fullmatch(r'# .+(\n+> .+)?', title.strip()): bad.append(f'{o}: the cell of the title holds more than `# Title` and one line `> what it does`')
+    for o in tracked('nbs/*.ipynb'):
+        for i, source in enumerate(code_cells(o), 1):
+            kinds = {isinstance(c, (ast.Import, ast.ImportFrom)) for c in ast.parse(source).body}
+            if len(kinds) == 2 and not re.search(r'^#\| *exports?i?\b|nbdev_export\(\)', source, re.M):
+                bad.append(f'{o}, code cell {i} mixes imports with other code: {source[:60]!r}')
+    return bad
+
+def pins():
+    "Every installed distribution is pinned in constraints.txt, and installed as pinned."
+    lines = [o.split('#')[0].strip() for o in Path('constraints.txt').read_text(encoding='utf-8').splitlines()]
+    pinned = {canonical(o): o.split('==')[1] for o in lines if o}
+    own = {'clipcap-ssl', 'pip', 'setuptools', 'wheel', 'triton'}
+    there = {canonical(d.name): d.version.split('+')[0] for d in metadata.distributions()}
+    there = {k: v for k, v in there.items() if k not in own and not k.startswith(('nvidia-', 'cuda-'))}
+    bad = [f'constraints.txt lacks {k}=={v}' for k, v in there.items() if k not in pinned]
+    bad += [f'{k} is pinned to {pinned[k]}, and {v} is installed' for k, v in there.items() if pinned.get(k, v) != v]
+    return sorted(bad)
+
+def paths():
+    "No tracked text names a folder of somebody's machine."
+    place = re.compile(r'(?<![\w.~})/-])/(?:home|root|Users|work|workspace|tmp|mnt|media|private|var|srv|opt)/[\w.-]+|\b[A-Z]:\\\\?Users\\')
+    bad = []
+    for o in tracked():
+        if Path(o).is_symlink() or b'\0' in Path(o).read_bytes()[:8000]: continue
+        for i, line in enumerate(Path(o).read_text(encoding='utf-8', errors='replace').splitlines(), 1):
+            bad += [f'{o}:{i}: {m[0]}' for m in place.finditer(line)]
+    return bad
+
+def archives(folder):
+    "The sdist and the wheel in `folder` hold every module, recipe and asset."
+    sdist, wheel = next(Path(folder).glob('*.tar.gz')), next(Path(folder).glob('*.whl'))
+    with tarfile.open(sdist) as f: names = {'sdist': {o.split('/', 1)[-1] for o in f.getnames()}}
+    with zipfile.ZipFile(wheel) as f: names['wheel'] = set(f.namelist())
+    want, bad = tracked('clipcap_ssl'), []
+    for part in ('recipes/*.toml', 'assets/*'):
+        if not tracked(f'clipcap_ssl/{part}'): bad.append(f'nothing is tracked in clipcap_ssl/{part}')
+    for kind, have in names.items(): bad += [f'the {kind} lacks {o}' for o in want if o not in have]
+    bad += [f'the sdist lacks {o}' for o in ('settings.ini', 'setup.py', 'README.md', 'LICENSE') if o not in names['sdist']]
+    return bad
+
+def installed(prefix):
+    "The package as installed under `prefix`: imported from there, every module and every command."
+    import importlib, pkgutil, clipcap_ssl
+    here = Path(clipcap_ssl.__file__).resolve()
+    if not here.is_relative_to(Path(prefix).resolve()): return [f'imported from {here}, not from {prefix}']
+    for m in pkgutil.iter_modules(clipcap_ssl.__path__): importlib.import_module(f'clipcap_ssl.{m.name}')
+    bad = []
+    for o in metadata.distribution('clipcap_ssl').entry_points:
+        if o.group != 'console_scripts': continue
+        try: o.load()
+        except (ImportError, AttributeError) as e: bad.append(f'settings.ini promises the command {o.name}: {e}')
+    return bad
+
+if __name__ == '__main__':
+    checks = {f.__name__: f for f in (command, notebooks, order, cells, pins, paths, archives, installed)}
+    if len(sys.argv) < 2 or sys.argv[1] not in checks: sys.exit(f'{__doc__}\nNAME is one of: {", ".join(checks)}')
+    problems = checks[sys.argv[1]](*sys.argv[2:]) or []
+    for o in problems: print(o, file=sys.stderr)
+    sys.exit(bool(problems))

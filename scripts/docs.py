@@ -1,0 +1,103 @@
+"""The documentation without Quarto: python scripts/docs.py [FOLDER]
+
+nbdev processes the notebooks exactly as it does for Quarto (into _proc), each becomes Markdown, and mkdocs-material builds the
+site into FOLDER (default _docs). The table of contents is _quarto.yml's. Broken links and anchors, citations that
+nbs/references.bib lacks, and notebooks missing from the table of contents are errors."""
+import os, re, subprocess, sys, tempfile, shutil
+from pathlib import Path
+import nbformat, yaml
+from nb2md import outside_code, to_markdown
+
+top = Path(__file__).resolve().parent.parent
+
+def frontmatter(nb):
+    "What nbdev put before the first cell: the title, the description, the page's name."
+    return yaml.safe_load(nb.cells.pop(0).source.strip().strip('-')) if nb.cells and nb.cells[0].cell_type == 'raw' else {}
+
+def nav(items, names):
+    "mkdocs' table of contents from Quarto's sidebar."
+    return [{o['section']: nav(o['contents'], names)} if isinstance(o, dict) else names.get(o, o) for o in items]
+
+def bibliography(text):
+    "{key: (authors, year, the line in the list)} from BibTeX."
+    res = {}
+    for key, body in re.findall(r'^@\w+\{([^,]+),\n(.*?)^\}', text, re.M | re.S):
+        f = {k: re.sub(r'\{\\`i\}', 'ì', v).replace('{', '').replace('}', '') for k, v in re.findall(r'^\s*(\w+)\s*=\s*\{(.*)\},?$', body, re.M)}
+        names = [o.split(',')[0] for o in f['author'].split(' and ')]
+        short = names[0] if len(names) == 1 else ' and '.join(names) if len(names) == 2 else f'{names[0]} et al.'
+        where = f.get('booktitle', 'arXiv')
+        res[key] = short, f['year'], f'{", ".join(names)} ({f["year"]}). *{f["title"]}*. {where}. [arXiv:{f["eprint"]}](https://arxiv.org/abs/{f["eprint"]})'
+    return res
+
+def cite(text, bib, up):
+    "Replace `[@key; @key]` by links into the list of references."
+    def _one(m):
+        keys = re.findall(r'@([\w:-]+)', m[1])
+        unknown = [k for k in keys if k not in bib]
+        if unknown: raise SystemExit(f'references.bib has no {unknown[0]}')
+        return '(' + '; '.join(f'[{bib[k][0]} {bib[k][1]}]({up}references.md#{k})' for k in keys) + ')'
+    return re.sub(r'\[(-?@[\w:-]+(?:;\s*-?@[\w:-]+)*)\](?!\()', _one, text)
+
+def relink(text, folder, names, site):
+    "Links to notebooks and to the published site become links between pages."
+    def _one(m):
+        path, anchor = m[1], (m[2] or '').replace('.', '')
+        if path.startswith(site): path = os.path.relpath(path[len(site):].strip('/').removesuffix('.html') + '.md', folder)
+        else: path = os.path.relpath(names.get(os.path.normpath(os.path.join(folder, path)), os.path.join(folder, path)), folder)
+        return f']({path}{anchor})'
+    return re.sub(r'\]\(((?:' + re.escape(site) + r'/?[\w/-]*\.html)|(?![a-z]+:)[^)\s#]+)(#[^)\s]*)?\)', _one, text)
+
+def page(nb, front, rel, dest, pages, edit):
+    "Write one processed notebook as the page `dest`, its figures beside it."
+    head = f'# {front["title"]}\n\n' if 'title' in front else ''
+    if 'description' in front: head += f'> {front["description"]}\n\n'
+    text, figures = to_markdown(nb, rel.stem + '_files', rel.stem)
+    (pages/dest).parent.mkdir(parents=True, exist_ok=True)
+    (pages/dest).write_text(outside_code(edit, head + text), encoding='utf-8')
+    for k, v in figures.items():
+        file = (pages/dest).parent/k
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(v)
+
+def config(cfg, contents, pages, out):
+    "mkdocs' configuration; everything that can be wrong with a link is a warning, and a warning is an error."
+    warn = dict.fromkeys(('not_found', 'anchors', 'absolute_links', 'unrecognized_links'), 'warn')
+    return {
+        'site_name': cfg.title, 'site_url': f'{cfg.doc_host}{cfg.doc_baseurl}/', 'repo_url': cfg.git_url, 'site_description': cfg.description,
+        'docs_dir': str(pages), 'site_dir': str(out), 'nav': contents, 'strict': True, 'extra_css': ['styles.css'],
+        'use_directory_urls': False,
+        'theme': {'name': 'material', 'font': False, 'features': ['navigation.sections', 'navigation.footer', 'content.code.copy']},
+        'validation': {'nav': {'omitted_files': 'warn', 'not_found': 'warn', 'absolute_links': 'warn'}, 'links': warn},
+        'extra_javascript': ['https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js'],
+        'markdown_extensions': ['attr_list', 'md_in_html', 'tables', 'footnotes', {'toc': {'permalink': True}}, 'pymdownx.superfences',
+                                {'pymdownx.highlight': {'use_pygments': True}}, {'pymdownx.arithmatex': {'generic': True}}]}
+
+def main(out):
+    "Build the site into `out` and return mkdocs' exit status."
+    from nbdev.config import get_config
+    from nbdev.doclinks import nbglob
+    from nbdev.serve import proc_nbs
+    os.chdir(top)
+    cfg = get_config()
+    cache = proc_nbs(force=True, n_workers=2)
+    books = {o.relative_to(cache): nbformat.read(o, 4) for o in sorted(cache.rglob('*.ipynb'))}
+    lost = {o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)} - books.keys()
+    if lost: raise SystemExit(f'nbdev made nothing of {sorted(map(str, lost))}')
+    fronts = {rel: frontmatter(nb) for rel, nb in books.items()}
+    names = {str(rel): str(rel.parent/Path(f.get('output-file', rel.name)).with_suffix('.md')) for rel, f in fronts.items()}
+    names['references.qmd'] = 'references.md'
+    bib = bibliography((cfg.nbs_path/'references.bib').read_text(encoding='utf-8'))
+    contents = yaml.safe_load((top/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    with tempfile.TemporaryDirectory() as tmp:
+        pages = Path(tmp)/'pages'
+        shutil.copytree(cache, pages, ignore=shutil.ignore_patterns('*.ipynb', '*.qmd', '*.yml', '*.bib'))
+        for rel, nb in books.items():
+            def edit(text): return relink(cite(text, bib, '../'*(len(rel.parts)-1)), str(rel.parent), names, cfg.doc_host + cfg.doc_baseurl)
+            page(nb, fronts[rel], rel, names[str(rel)], pages, edit)
+        lines = [f'- <a id="{k}"></a>{o[2]}' for k, o in sorted(bib.items(), key=lambda o: o[1])]
+        (pages/'references.md').write_text('# References\n\n' + '\n'.join(lines) + '\n', encoding='utf-8')
+        conf = Path(tmp)/'mkdocs.yml'
+        conf.write_text(yaml.safe_dump(config(cfg, nav(contents, names), pages, out)), encoding='utf-8')
+        return subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-f', conf], env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'}).returncode
+
+if __name__ == '__main__': sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else top/'_docs').resolve()))

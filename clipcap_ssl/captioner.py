@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from .core import MissingModelError, read_json, write_json
-from .decoder import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, fetch_model, load_tokenizer, token_logprobs
+from .decoder import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from .decoder import fetch_model, load_tokenizer, token_logprobs
 from .mapper import make_mapper
 
 # %% ../nbs/05_captioner.ipynb #9751d7bb
@@ -55,7 +56,7 @@ An image captioner of clipcap_ssl. In Python, after `from clipcap_ssl.generate i
 """
 
 # %% ../nbs/05_captioner.ipynb #9caf3079
-class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_tag='image-to-text', tags=['image-captioning','clip'], model_card_template=_card):
+class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_tag='image-to-text', tags=['clip'], model_card_template=_card):
     "Image features to captions: a mapping network in front of a language model"
     def __init__(self,
         mapper:nn.Module, # 'b d' -> 'b k e', with its prefix length in `.k`
@@ -66,6 +67,7 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
     ):
         super().__init__()
         self.mapper, self.lm, self.tokenizer = mapper, lm, tokenizer
+        lm.generation_config, lm.config.pad_token_id = GenerationConfig(), None
         self.encoder_name, self.encoder_hash = encoder_name, encoder_hash
         self.__dict__['_encoder'] = None
         self.null_prefix = nn.Parameter(torch.randn(mapper.k, lm.get_input_embeddings().embedding_dim)*.02)
@@ -96,12 +98,12 @@ def forward(self:Captioner,
 )->Float[Tensor,'b t v']: # row `t` predicts token `t`
     "Logits of every token, from the prefix and the tokens before it"
     t, embed = tokens.shape[1], self.lm.get_input_embeddings()
-    if t > self.room: raise ValueError(f'A caption of {t} tokens does not fit: behind the prefix there is room for {self.room}. Tokenize with max_length={self.room}.')
+    if t > self.room: raise ValueError(f'{t} tokens do not fit behind the prefix; tokenize with max_length={self.room}')
     h = torch.cat([self.prefix(x, null).to(embed.weight.dtype), embed(tokens[:,:-1])], 1)
     keep = dict(logits_to_keep=t) if self.lm._supports_logits_to_keep() else {}
     return self.lm(inputs_embeds=h, use_cache=False, **keep).logits[:,-t:]
 
-# %% ../nbs/05_captioner.ipynb #052c2394
+# %% ../nbs/05_captioner.ipynb #a3db4c21
 @patch
 def logprobs(self:Captioner,
     x:Float[Tensor,'b d'], # image features, unit norm
@@ -112,7 +114,7 @@ def logprobs(self:Captioner,
     "Log-probability of each real token"
     return token_logprobs(self(x, tokens, mask, null), tokens).masked_fill(~mask, 0.)
 
-# %% ../nbs/05_captioner.ipynb #8714adda
+# %% ../nbs/05_captioner.ipynb #53d0c16d
 def caption_loss(
     model:Captioner, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
@@ -123,7 +125,7 @@ def caption_loss(
     "Cross-entropy of the captions, averaged over their real tokens"
     return -model.logprobs(x, tokens, mask, null).sum() / mask.sum()
 
-# %% ../nbs/05_captioner.ipynb #f5c29d3d
+# %% ../nbs/05_captioner.ipynb #906a9c68
 def null_rows(
     b:int, # images in the batch
     p:float=.1, # probability of the null prefix
@@ -132,7 +134,7 @@ def null_rows(
     "Which photos of a training batch the language model does not get to see"
     return torch.rand(b, generator=generator) < p
 
-# %% ../nbs/05_captioner.ipynb #9b4301ea
+# %% ../nbs/05_captioner.ipynb #2f31d33c
 @patch
 def _save_pretrained(self:Captioner, save_directory:Path):
     "Write weights, tokenizer and configuration into `save_directory`"
@@ -142,46 +144,47 @@ def _save_pretrained(self:Captioner, save_directory:Path):
     write_json(save_directory/'config.json', dict(mapper_config=getattr(self.mapper, 'config', None), lm_config=self.lm.config.to_dict(),
         encoder_id=dict(name=self.encoder_name, sha256=self.encoder_hash), stamp=stamp))
 
-# %% ../nbs/05_captioner.ipynb #2f31d33c
+# %% ../nbs/05_captioner.ipynb #19a1913a
 def _load_weights(
     model:nn.Module, # filled in place
     file:Path, # a safetensors file
     stamp:str, # what its header must say
 ):
     "Read weights into `model`, or say what is wrong with the file"
-    if not file.exists(): raise MissingModelError(f'{file} is not there. A captioner is read from safetensors alone, never from a pickle such as pytorch_model.bin.')
+    if not file.exists(): raise MissingModelError(f'{file} is not there; a captioner is read from safetensors, never from a pickle')
     try:
         with safe_open(str(file), 'pt') as f: found = (f.metadata() or {}).get('stamp')
         if found == stamp: load_model(model, str(file))
-    except (SafetensorError, RuntimeError) as e: raise ValueError(f'{file} is damaged or of another model: {e}. Save or fetch the captioner again.') from None
-    if found != stamp: raise ValueError(f'{file} and the config.json beside it come from two different saves. Save or fetch the captioner again.')
+    except (SafetensorError, RuntimeError) as e: raise ValueError(f'{file} is damaged or of another model; save or fetch it again ({e})') from None
+    if found != stamp: raise ValueError(f'{file} and the config.json beside it come from two different saves; save or fetch both again')
 
-# %% ../nbs/05_captioner.ipynb #c99848f5
+# %% ../nbs/05_captioner.ipynb #0180d6dc
 @patch(cls_method=True)
 def _from_pretrained(cls:Captioner, *, model_id:str, mapper:nn.Module=None, **hub):
     "Build the captioner that `model_id/config.json` describes, and read its weights"
     folder = Path(model_id)
     cfg = read_json(folder/'config.json')
-    if 'lm_config' not in cfg: raise ValueError(f'{folder}/config.json does not describe a captioner. Is it a language model? Those are for load_lm.')
-    if mapper is None and cfg['mapper_config'] is None: raise ValueError('This captioner has a mapping network of its own kind: give one to from_pretrained(..., mapper=...).')
+    if 'lm_config' not in cfg: raise ValueError(f'{folder}/config.json does not describe a captioner')
+    if mapper is None and cfg['mapper_config'] is None: raise ValueError('Its mapping network is not one of ours: from_pretrained(..., mapper=...) wants one like it')
     lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**cfg['lm_config']))
     tok = load_tokenizer(folder, lm.get_input_embeddings().num_embeddings)
     model = cls(mapper or make_mapper(**cfg['mapper_config']), lm, tok, cfg['encoder_id']['name'], cfg['encoder_id']['sha256'])
     _load_weights(model, folder/'model.safetensors', cfg['stamp'])
     return model.eval()
 
-# %% ../nbs/05_captioner.ipynb #1be20400
+# %% ../nbs/05_captioner.ipynb #ddfb5ef1
 @patch
 def attach(self:Captioner,
     encoder, # an `ImageTextEncoder`
 )->Captioner: # the same captioner
     "Use an encoder that is loaded already; one with other weights is refused"
     if self.encoder_hash and encoder.hash != self.encoder_hash:
-        raise ValueError(f"This captioner was trained on features of '{self.encoder_name}' with sha256 {self.encoder_hash[:12]}; '{encoder.name}' has {encoder.hash[:12]}, and its features mean something else.")
+        raise ValueError(f"This captioner reads features of '{self.encoder_name}', sha256 {self.encoder_hash[:12]}...; "
+            f"'{encoder.name}' is {encoder.hash[:12]}..., and its features mean something else")
     self.__dict__['_encoder'] = encoder
     return self
 
-# %% ../nbs/05_captioner.ipynb #1663be27
+# %% ../nbs/05_captioner.ipynb #cb581063
 @patch(as_prop=True)
 def encoder(self:Captioner):
     "The image encoder, loaded when it is first asked for"

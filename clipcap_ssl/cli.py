@@ -52,12 +52,13 @@ def clipcap_train(
     out:str=None, # Folder of the run; default: runs/RECIPE-seedN. An interrupted run goes on
     seed:int=None, # Seed of everything random; default: the recipe's
     device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
+    workers:int=1, # Rows trained side by side, each in a process
 ):
     "Train and judge all rows of an experiment: stage 1 on few labels, stage 2 on photos without captions, and the controls. Example: clipcap_train scenes --set n_pairs=200 --set rows=stage1,stage2_expert --seed 1"
     over = _settings(set) | ({} if seed is None else {'seed':seed})
     cfg = load_config(recipe, **over)
     out = out or f'runs/{Path(recipe).stem}-seed{cfg.seed}'
-    _report(run(cfg, out, device or default_device(), say=lambda o: print(o, file=sys.stderr)), out)
+    _report(run(cfg, out, device or default_device(), say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
 # %% ../nbs/17_cli.ipynb #16a1c7e6
 @call_parse
@@ -65,10 +66,11 @@ def clipcap_train(
 def clipcap_demo(
     out:str='runs/demo', # Folder of the run; an interrupted run goes on
     seed:int=7, # Seed of scenes, labels and training; the recipe was tuned on others
+    workers:int=2, # Rows trained side by side, each in a process
 ):
     "The whole method on drawn scenes, offline, in minutes: stage 1 on 2 % of the captions, both routes of stage 2 on scenes without captions, and the controls they have to beat"
     print('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by two routes; the controls. What each is: nbs/16_experiment.ipynb', file=sys.stderr)
-    _report(run(load_config('scenes', seed=seed), out, 'cpu', say=lambda o: print(o, file=sys.stderr)), out)
+    _report(run(load_config('scenes', seed=seed), out, 'cpu', say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
 # %% ../nbs/17_cli.ipynb #f97e327d
 @call_parse

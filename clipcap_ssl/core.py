@@ -6,7 +6,7 @@
 __all__ = ['palette', 'set_seed', 'default_device', 'clipcap_home', 'MissingModelError', 'asset_path', 'write_text', 'write_json',
            'read_json', 'progress', 'ensure_torchvision', 'use_style', 'show_captions']
 
-# %% ../nbs/00_core.ipynb #1aea03dc
+# %% ../nbs/00_core.ipynb #27948dc2
 import json, os, random, tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from fastcore.xdg import xdg_cache_home
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #5abe9e2d
+# %% ../nbs/00_core.ipynb #bf9465f5
 def set_seed(
     seed:int, # any integer from 0 to 2**32-1
 ):
@@ -22,14 +22,14 @@ def set_seed(
     import numpy as np
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #2382f057
+# %% ../nbs/00_core.ipynb #cc48cd08
 def default_device(
 )->torch.device: # CUDA where there is one, then Apple's MPS, then the CPU
     "The fastest device of this machine"
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #afdd7140
+# %% ../nbs/00_core.ipynb #1a489513
 def clipcap_home(
 )->Path: # created if it is not there
     "Folder of data, features and runs: `$CLIPCAP_HOME`, or `clipcap_ssl` in the user's cache folder"
@@ -37,20 +37,20 @@ def clipcap_home(
     p.mkdir(parents=True, exist_ok=True)
     return p
 
-# %% ../nbs/00_core.ipynb #505211f9
+# %% ../nbs/00_core.ipynb #3bb4368c
 class MissingModelError(OSError):
     "A model, tokenizer or data file is not on this machine; the message says how to get it"
 
-# %% ../nbs/00_core.ipynb #3bb4368c
+# %% ../nbs/00_core.ipynb #6b559017
 def asset_path(
     name:str, # name of a file or folder in the package's `assets`
 )->Path:
     "Where a file that ships with the package lies"
     p = Path(__file__).parent/'assets'/name
-    if not p.exists(): raise MissingModelError(f"'{name}' is not among the package's assets in {p.parent}. Reinstall clipcap_ssl, or rebuild the small world with: python -m clipcap_ssl.pretrain")
+    if not p.exists(): raise MissingModelError(f"'{name}' is not among the package's assets in {p.parent}. Reinstall clipcap_ssl, or rebuild the small world with: clipcap_pretrain")
     return p
 
-# %% ../nbs/00_core.ipynb #86767f71
+# %% ../nbs/00_core.ipynb #48e4d7b0
 def write_text(
     path:str|Path, # the file; its folder is made if need be
     text:str, # its new content
@@ -63,7 +63,7 @@ def write_text(
     except OSError: os.unlink(f.name); raise
     return path
 
-# %% ../nbs/00_core.ipynb #5d72d410
+# %% ../nbs/00_core.ipynb #7e32d67c
 def write_json(
     path:str|Path, # the file
     obj, # what `json` can write: numbers, strings, lists, dicts
@@ -71,7 +71,7 @@ def write_json(
     "Write `obj` as JSON in one step; NaN and infinity are refused, since JSON has no word for them"
     return write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n')
 
-# %% ../nbs/00_core.ipynb #7e32d67c
+# %% ../nbs/00_core.ipynb #a3bb3a94
 def read_json(
     path:str|Path, # the file
 ):
@@ -79,7 +79,7 @@ def read_json(
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{path} is not valid JSON: {e}') from None
 
-# %% ../nbs/00_core.ipynb #9c5781b7
+# %% ../nbs/00_core.ipynb #3a252c51
 def progress(
     it:Iterable, # what to go through
     desc:str, # what is being done, in a word or two
@@ -89,7 +89,7 @@ def progress(
     "`it` with a progress bar on stderr"
     return tqdm(it, desc=desc, total=total, leave=leave, dynamic_ncols=True, mininterval=.5)
 
-# %% ../nbs/00_core.ipynb #a20fec27
+# %% ../nbs/00_core.ipynb #e062e4fa
 def ensure_torchvision():
     "Make `import torchvision` work beside a torch of another build; to be called before open_clip or transformers are imported"
     lib = torch.library.Library('torchvision', 'FRAGMENT')
@@ -101,14 +101,14 @@ def ensure_torchvision():
             _kept.append(lib)
     import torchvision
 
-# %% ../nbs/00_core.ipynb #d0383b9b
+# %% ../nbs/00_core.ipynb #f24e9ad0
 _kept = []
 
-# %% ../nbs/00_core.ipynb #5bc819a3
+# %% ../nbs/00_core.ipynb #6072955e
 palette = dict(stage1='#999999', stage2_expert='#009E73', stage2_policy='#0072B2', stage2_gumbel='#56B4E9', abstract='#E69F00',
                naive='#D55E00', full='#000000', guided='#CC79A7', best_of_n='#F0E442', human='#5D4037')
 
-# %% ../nbs/00_core.ipynb #6072955e
+# %% ../nbs/00_core.ipynb #b3b8a46b
 def use_style():
     "Matplotlib settings of all our figures"
     import matplotlib.pyplot as plt
@@ -116,20 +116,20 @@ def use_style():
                          'axes.prop_cycle': plt.cycler(color=['#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000']),
                          'image.interpolation': 'nearest', 'legend.frameon': False})
 
-# %% ../nbs/00_core.ipynb #3bc3b6ca
+# %% ../nbs/00_core.ipynb #984c8698
 def _draw_words(ax, text, y, label, colour, wrong, width):
     "Write `label: text` under an image from height `y` down, wrapped at `width` characters; returns the height below it"
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
-    lines, line, n = [], [TextArea(f'{label}:', textprops=dict(color=colour, weight='bold', size=8))], len(label)+1
+    lines, line, n = [], [TextArea(f'{label}:', textprops=dict(color=colour, weight='bold', size=8, parse_math=False))], len(label)+1
     for w in text.split():
         if n+len(w) > width: lines.append(line); line, n = [], 0
-        line.append(TextArea(w, textprops=dict(color='#C00000' if w.strip('.,') in wrong else '#222222', size=8))); n += len(w)+1
+        line.append(TextArea(w, textprops=dict(color='#C00000' if w.strip('.,') in wrong else '#222222', size=8, parse_math=False))); n += len(w)+1
     rows = [HPacker(children=l, pad=0, sep=3) for l in lines+[line]]
     box = VPacker(children=rows, pad=0, sep=1)
     ax.add_artist(AnnotationBbox(box, (0, y), xycoords='axes fraction', box_alignment=(0,1), frameon=False, pad=0))
     return y - .115*len(rows) - .03
 
-# %% ../nbs/00_core.ipynb #984c8698
+# %% ../nbs/00_core.ipynb #a004783b
 def show_captions(
     images:list, # PIL images
     captions:dict, # name of a captioner -> a caption an image

@@ -6,7 +6,7 @@
 __all__ = ['Example', 'Captioned', 'subset', 'without_captions', 'references', 'split_labelled', 'open_rgb', 'CaptionFolder',
            'CocoCaptions']
 
-# %% ../nbs/01_data.ipynb #167ba481
+# %% ../nbs/01_data.ipynb #03cde696
 import json, random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from .core import read_json
 
-# %% ../nbs/01_data.ipynb #cdaaa4b7
+# %% ../nbs/01_data.ipynb #97198c7f
 @dataclass(frozen=True)
 class Example:
     "One photo with its captions"
@@ -23,7 +23,7 @@ class Example:
     image:Image.Image # RGB
     captions:tuple[str,...]=() # human captions; empty for a photo without
 
-# %% ../nbs/01_data.ipynb #4db62c22
+# %% ../nbs/01_data.ipynb #1ddb80e7
 class Captioned:
     "A data set of photos: names and captions in memory, images opened when asked for"
     def __init__(self,
@@ -39,7 +39,7 @@ class Captioned:
     def __len__(self)->int: return len(self.ids)
     def __getitem__(self, i:int)->Example: return Example(self.ids[i], self.image(i), self.captions[i])
 
-# %% ../nbs/01_data.ipynb #422e97c5
+# %% ../nbs/01_data.ipynb #954549f6
 def subset(
     ds:Captioned, # a data set
     idxs:Sequence[int], # which photos, in which order
@@ -47,21 +47,21 @@ def subset(
     "Some photos of a data set"
     return Captioned([ds.ids[i] for i in idxs], [ds.captions[i] for i in idxs], lambda j: ds.image(idxs[j]))
 
-# %% ../nbs/01_data.ipynb #954549f6
+# %% ../nbs/01_data.ipynb #5fd575f1
 def without_captions(
     ds:Captioned, # a data set
 )->Captioned: # the same photos, no captions
     "The same photos with every caption taken away"
     return Captioned(ds.ids, [()]*len(ds), ds.image)
 
-# %% ../nbs/01_data.ipynb #1b15700e
+# %% ../nbs/01_data.ipynb #0910e0b3
 def references(
     ds:Captioned, # a data set
 )->dict[str,list[str]]: # name -> captions
     "The human captions by photo, of photos that have any"
     return {i:list(c) for i,c in zip(ds.ids, ds.captions) if c}
 
-# %% ../nbs/01_data.ipynb #d69e2f97
+# %% ../nbs/01_data.ipynb #c0b956ea
 def split_labelled(
     ds:Captioned, # photos with captions
     n_pairs:int=None, # how many (photo, caption) pairs to label
@@ -80,7 +80,7 @@ def split_labelled(
     if n_pairs>len(pairs): raise ValueError(f'{n_pairs} pairs asked for, the data set has {len(pairs)}')
     return pairs[:n_pairs]
 
-# %% ../nbs/01_data.ipynb #0b723339
+# %% ../nbs/01_data.ipynb #bcccf747
 def _row(folder, manifest, n, line):
     "One manifest row, checked; errors name the file and the line"
     try: row = json.loads(line)
@@ -91,7 +91,7 @@ def _row(folder, manifest, n, line):
     if not isinstance(caps, list) or not all(isinstance(o, str) for o in caps): raise ValueError(f'{manifest}, line {n}: "captions" must be a list of strings')
     return row
 
-# %% ../nbs/01_data.ipynb #bcccf747
+# %% ../nbs/01_data.ipynb #10166675
 def open_rgb(
     path:str|Path, # an image file
 )->Image.Image: # RGB, loaded
@@ -100,7 +100,7 @@ def open_rgb(
         with Image.open(path) as im: return im.convert('RGB')
     except Exception as e: raise ValueError(f'{path} cannot be read as an image ({type(e).__name__}: {e})') from None
 
-# %% ../nbs/01_data.ipynb #10166675
+# %% ../nbs/01_data.ipynb #e65cdbd6
 class CaptionFolder(Captioned):
     "A folder of photos with a manifest of captions"
     def __init__(self,
@@ -117,7 +117,7 @@ class CaptionFolder(Captioned):
         if not rows: raise ValueError(f'No photo of split {split!r} in {folder/manifest}; splits there: {sorted(map(str, splits))}')
         super().__init__([o.get('id') or o['file'] for o in rows], [o.get('captions', []) for o in rows], lambda i: open_rgb(folder/rows[i]['file']))
 
-# %% ../nbs/01_data.ipynb #4347b750
+# %% ../nbs/01_data.ipynb #0dec0ebd
 def _karpathy(data, split):
     "(file, captions) of a split; 'train' includes 'restval', as in nearly all papers"
     keep = {'train','restval'} if split=='train' else {split}
@@ -129,7 +129,7 @@ def _official(data):
     for a in data['annotations']: caps[a['image_id']].append(a['caption'].strip())
     return [(o['file_name'], caps[o['id']]) for o in data['images']]
 
-# %% ../nbs/01_data.ipynb #0dec0ebd
+# %% ../nbs/01_data.ipynb #79dbae49
 class CocoCaptions(Captioned):
     "COCO in its official format or in Karpathy's"
     def __init__(self,

@@ -22,7 +22,8 @@ from .core import MissingModelError, asset_path, ensure_torchvision
 ensure_torchvision()
 
 # %% ../nbs/04_decoder.ipynb #fef5da14
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 # %% ../nbs/04_decoder.ipynb #efe82138
@@ -110,7 +111,9 @@ def fetch_model(
     how = f'Give a folder with config.json, tokenizer and *.safetensors; or fetch it once where there is a network: hf download {name}'
     if constants.HF_HUB_OFFLINE: raise MissingModelError(f'{where}, and HF_HUB_OFFLINE is set. {how}')
     try: _within(seconds, lambda: HfApi().model_info(name, timeout=seconds))
-    except Exception as e: raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us ({type(e).__name__}: {str(e).splitlines()[0]}). {how}') from None
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e).splitlines()[0]}' if str(e) else type(e).__name__
+        raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us ({why}). {how}') from None
     return Path(snapshot_download(name, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'], ignore_patterns='*/*'))
 
 # %% ../nbs/04_decoder.ipynb #a5d614fd
@@ -121,8 +124,9 @@ def load_tokenizer(
     "A tokenizer that fits the language model, or an error"
     tok = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not vocab_size/2 < len(tok) <= vocab_size:
-        raise MissingModelError(f"The tokenizer in {folder} has {len(tok):,} tokens and the language model {vocab_size:,}: the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) are missing there, or belong to another model. Fetch the whole model again.")
-    if tok.eos_token is None: raise ValueError(f'The tokenizer in {folder} has no end token, so no caption could end. Set eos_token in its tokenizer_config.json.')
+        raise MissingModelError(f"The tokenizer in {folder} has {len(tok):,} tokens and the language model {vocab_size:,}: the tokenizer's files "
+            '(tokenizer.json, or vocab.json and merges.txt) are missing there, or belong to another model. Fetch the whole model again.')
+    if tok.eos_token is None: raise ValueError(f'The tokenizer in {folder} has no end token, so no caption could end: set eos_token in its tokenizer_config.json')
     if tok.pad_token is None: tok.pad_token = tok.eos_token
     return tok
 
@@ -143,8 +147,10 @@ def load_lm(
 )->tuple[PreTrainedModel,PreTrainedTokenizerBase]: # the LM (float32, eval mode) and its tokenizer
     "Load a causal language model and its tokenizer: from safetensors alone, and without code from the hub"
     folder = asset_path('toy-lm') if name=='toy' else fetch_model(name)
-    if not (folder/'config.json').exists(): raise MissingModelError(f'{folder} has no config.json, so it is not a language model. Give a folder written by save_pretrained, or a name on the hub.')
-    if not any(folder.glob('*.safetensors')): raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are pickles, which can run code when read, so they are not: load them once elsewhere and write them with save_pretrained.')
-    with _no_bars(): lm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    lm.generation_config, lm.config.pad_token_id = GenerationConfig(), None
+    if not (folder/'config.json').exists(): raise MissingModelError(f'{folder} has no config.json: give a folder written by save_pretrained, or a name on the hub')
+    if not any(folder.glob('*.safetensors')):
+        raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are pickles, which can run code when they are read, '
+            'and are refused: load them elsewhere, once, and write them with save_pretrained.')
+    safe = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    with _no_bars(): lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **safe)
     return lm.to(device).eval(), load_tokenizer(folder, lm.get_input_embeddings().num_embeddings)

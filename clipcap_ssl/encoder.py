@@ -6,7 +6,7 @@
 __all__ = ['contrastive_loss', 'ImageTextEncoder', 'OpenCLIPEncoder', 'weights_hash', 'load_encoder', 'Features',
            'encode_dataset', 'foil_accuracy']
 
-# %% ../nbs/02_encoder.ipynb #957dd8bc
+# %% ../nbs/02_encoder.ipynb #599bf511
 import hashlib, urllib.request, warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ from .core import MissingModelError, asset_path, ensure_torchvision, progress, r
 from .data import Captioned, references
 from .scenes import attributes, foil
 
-# %% ../nbs/02_encoder.ipynb #599bf511
+# %% ../nbs/02_encoder.ipynb #6247d116
 ensure_torchvision()
 
-# %% ../nbs/02_encoder.ipynb #6247d116
+# %% ../nbs/02_encoder.ipynb #a1adca11
 import open_clip
 
-# %% ../nbs/02_encoder.ipynb #920ba23a
+# %% ../nbs/02_encoder.ipynb #a5b9585d
 def contrastive_loss(
     x:Float[Tensor,'b d'], # images, unit length
     y:Float[Tensor,'b d'], # their texts, unit length
@@ -39,7 +39,7 @@ def contrastive_loss(
     labels = torch.arange(len(x), device=x.device)
     return (F.cross_entropy(sim, labels) + F.cross_entropy(sim.T, labels))/2
 
-# %% ../nbs/02_encoder.ipynb #5e4a46c6
+# %% ../nbs/02_encoder.ipynb #60f3b176
 @runtime_checkable
 class ImageTextEncoder(Protocol):
     "What the rest of the book needs of an encoder"
@@ -50,7 +50,7 @@ class ImageTextEncoder(Protocol):
     def encode_image(self, images:list[Image.Image])->Float[Tensor,'b d']: ...
     def encode_text(self, texts:list[str])->Float[Tensor,'b d']: ...
 
-# %% ../nbs/02_encoder.ipynb #63d74be4
+# %% ../nbs/02_encoder.ipynb #be102f03
 class OpenCLIPEncoder:
     "An OpenCLIP model with its preprocessing and its tokenizer, frozen"
     def __init__(self,
@@ -88,14 +88,14 @@ class OpenCLIPEncoder:
         parts = [self.tokenizer(list(texts[i:i+batch_size])).to(self.device) for i in range(0, len(texts), batch_size)]
         return F.normalize(torch.cat([self.model.encode_text(o).float() for o in parts]), dim=-1)
 
-# %% ../nbs/02_encoder.ipynb #688bc573
+# %% ../nbs/02_encoder.ipynb #421ea466
 def weights_hash(
     path:str|Path, # a safetensors file
 )->str: # 64 hexadecimal digits
     "SHA-256 of a weights file"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-# %% ../nbs/02_encoder.ipynb #421ea466
+# %% ../nbs/02_encoder.ipynb #8a517986
 def _from_folder(folder, name, device):
     "An OpenCLIP model from a local folder"
     weights = folder/'open_clip_model.safetensors'
@@ -106,7 +106,7 @@ def _from_folder(folder, name, device):
     seen = folder/'trained_on.json'
     return OpenCLIPEncoder(model, preprocess, open_clip.get_tokenizer(f'local-dir:{folder}'), name, weights_hash(weights), read_json(seen)['ids'] if seen.exists() else ())
 
-# %% ../nbs/02_encoder.ipynb #e40784d3
+# %% ../nbs/02_encoder.ipynb #d2bf9cc9
 def _hub_answers(seconds=5):
     "Does the Hugging Face hub answer?"
     if constants.HF_HUB_OFFLINE: return False
@@ -127,7 +127,7 @@ def _from_tag(arch, tag, name, device):
     for k,v in sorted(model.state_dict().items()): state.update(k.encode()); state.update(v.cpu().float().numpy().tobytes())
     return OpenCLIPEncoder(model, preprocess, open_clip.get_tokenizer(arch), name, state.hexdigest())
 
-# %% ../nbs/02_encoder.ipynb #d2bf9cc9
+# %% ../nbs/02_encoder.ipynb #fe9c4db8
 def load_encoder(
     name:str, # 'toy', 'toy-judge', 'open_clip:NAME/TAG' or 'open_clip:FOLDER'
     device:str|torch.device='cpu', # where its weights go
@@ -142,7 +142,7 @@ def load_encoder(
     if not arch or rest.startswith(('.','/','~')): raise MissingModelError(f"There is no folder '{rest}', and it is not NAME/TAG of an OpenCLIP model")
     return _from_tag(arch, tag, name, device)
 
-# %% ../nbs/02_encoder.ipynb #cc5be3e0
+# %% ../nbs/02_encoder.ipynb #3c98321a
 class Features:
     "Image vectors by name; photos that could not be read are absent"
     def __init__(self,
@@ -155,7 +155,7 @@ class Features:
     def __contains__(self, id:str)->bool: return id in self._at
     def __getitem__(self, ids:Sequence[str])->Float[Tensor,'n d']: return self.x[[self._at[o] for o in ids]]
 
-# %% ../nbs/02_encoder.ipynb #3c98321a
+# %% ../nbs/02_encoder.ipynb #510e86de
 def _cached(path, ids, encoder):
     "Features from a cache file if they are those of these photos and this encoder"
     if not path.is_file(): return None
@@ -179,7 +179,7 @@ def _embed(encoder, ds, batch_size, workers):
             if good: ids += [k for k,_ in good]; xs.append(encoder.encode_image([im for _,im in good]))
     return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),bad
 
-# %% ../nbs/02_encoder.ipynb #510e86de
+# %% ../nbs/02_encoder.ipynb #4e6a5d4a
 def encode_dataset(
     encoder:ImageTextEncoder, # the encoder
     ds:Captioned, # photos; captions are not looked at
@@ -198,7 +198,7 @@ def encode_dataset(
         tmp.replace(cache)
     return Features(ids, x, encoder.hash)
 
-# %% ../nbs/02_encoder.ipynb #79030e4e
+# %% ../nbs/02_encoder.ipynb #8717b2c2
 @torch.no_grad()
 def foil_accuracy(
     encoder:ImageTextEncoder, # the encoder to question

@@ -7,14 +7,17 @@ __all__ = ['row_names', 'row_training', 'Config', 'load_config', 'save_config', 
            'train_stage1', 'write_captions', 'run', 'score_run']
 
 # %% ../nbs/16_experiment.ipynb #a1014af6
-import difflib, json, time, tomllib
+import difflib, json, os, time, tomllib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 import torch
 from . import __version__
 from .captioner import Captioner
-from .core import asset_path, clipcap_home, read_json, write_json, write_text
+from .core import asset_path, clipcap_home, progress, read_json, write_json, write_text
 from .data import CaptionFolder, Captioned, references, split_labelled, subset, without_captions
 from .encoder import Features, ImageTextEncoder, encode_dataset, load_encoder
 from .evaluate import Scores, evaluate, gallery, table
@@ -37,7 +40,7 @@ class Config:
     lm:str='toy' # language model: 'toy', 'gpt2', or a folder
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
     seed:int=0 # of everything that is random
-    n_train:int=4000 # photos to train on (scenes: how many are drawn; folders: at most)
+    n_train:int=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:int=500 # photos to judge on, at most
     n_pairs:int=400 # labelled pairs, the dial of the paper's question
     n_dev_pairs:int=40 # how many of these are kept back to choose by
@@ -292,12 +295,30 @@ def _resume(out, row, cfg, world):
     folder = out/('stage1' if row=='stage1' else 'captioner' if row==cfg.keep else row)
     return Captioner.from_pretrained(folder).to(world.encoder.device).attach(world.encoder) if (folder/'config.json').is_file() else None
 
-# %% ../nbs/16_experiment.ipynb #08334a21
+# %% ../nbs/16_experiment.ipynb #fedf2155
+def _row_process(cfg, out, device, row, threads):
+    "One row in a process of its own"
+    torch.set_num_threads(threads)
+    t,world = time.time(),prepare(cfg, device)
+    _run_row(cfg, world, out, row, {r:_resume(out, r, cfg, world) for r in dict.fromkeys(['stage1', cfg.policy_from]) if (out/'rows'/f'{r}.json').is_file()})
+    return row,time.time()-t
+
+def _side_by_side(cfg, out, device, rows, workers, say):
+    "Train rows in several processes, the longest first"
+    if not rows: return
+    rows = sorted(rows, key=lambda r: r not in ('naive','full','stage2_expert','stage2_policy'))
+    threads = max((os.cpu_count() or 1)//workers, 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool, patch.dict(os.environ, TQDM_DISABLE='1'):   # their bars would write over ours
+        jobs = [pool.submit(_row_process, cfg, out, device, r, threads) for r in rows]
+        for j in progress(as_completed(jobs), f'training {len(rows)} rows, {workers} at a time', total=len(jobs)): row,s = j.result(); say(f'{row}: {s:.0f} s')
+
+# %% ../nbs/16_experiment.ipynb #e9168e8f
 def run(
     cfg:Config, # the settings
     out:str|Path, # the run's folder
     device:str|torch.device='cpu', # where to train
     say:Callable=print, # told what is going on
+    workers:int=1, # processes that train rows side by side
 )->dict[str,Scores]: # row -> scores
     "Run an experiment, or go on with it; everything is written to its folder"
     out,world = _open_run(cfg, out),prepare(cfg, device)
@@ -305,15 +326,19 @@ def run(
     ids = lambda ds: list(ds.ids)
     write_json(out/'splits.json', dict(labelled=[[world.train.ids[i],j] for i,j in world.labels[cfg.n_dev_pairs:]], labelled_to_choose=[[world.train.ids[i],j] for i,j in world.labels[:cfg.n_dev_pairs]],
                without_captions=ids(world.plain), full=ids(world.train), test=ids(world.test), encoder=sorted(world.encoder.trained_on), judge=sorted(world.judge.trained_on)))
-    rows,models = [r for r in dict.fromkeys(['stage1', *([cfg.policy_from] if 'stage2_policy' in cfg.rows else []), *cfg.rows]) if r!='human'],{}
-    for row in rows:
-        if (out/'rows'/f'{row}.json').is_file():
-            if row in ('stage1', cfg.policy_from): models[row] = _resume(out, row, cfg, world)
-            say(f'{row}: done before'); continue
-        t = time.time(); _run_row(cfg, world, out, row, models); say(f'{row}: {time.time()-t:.0f} s')
+    first = list(dict.fromkeys(['stage1', cfg.policy_from])) if 'stage2_policy' in cfg.rows else ['stage1']   # other rows start from these
+    rows = list(dict.fromkeys([*first, *(r for r in cfg.rows if r!='human')]))
+    done = {r for r in rows if (out/'rows'/f'{r}.json').is_file()}
+    for r in rows:
+        if r in done: say(f'{r}: done before')
+    models = {r:_resume(out, r, cfg, world) for r in first if r in done}
+    todo = [r for r in rows if r not in done]
+    alone = [r for r in todo if r in first or workers<2]
+    for r in alone: t = time.time(); _run_row(cfg, world, out, r, models); say(f'{r}: {time.time()-t:.0f} s')
+    _side_by_side(cfg, out, device, [r for r in todo if r not in alone], workers, say)
     return score_run(cfg, out, world, book, time.time()-start, rows)
 
-# %% ../nbs/16_experiment.ipynb #e9168e8f
+# %% ../nbs/16_experiment.ipynb #e8319b1c
 def score_run(
     cfg:Config, # the settings
     out:Path, # the run's folder, its rows done

@@ -96,7 +96,7 @@ def decode(
     model:Captioner, # the captioner
     x:Float[Tensor,'n d'], # image features, unit norm; a row a caption
     null:Bool[Tensor,'n']|None, # rows that are written without their photo
-    processors:list[Callable], # what is done to the scores of a step, in this order
+    processors:list[Callable], # what is done to the scores of a step after the rules below
     how:dict, # for transformers' `generate`: `do_sample`, `num_beams`, ...
     max_new_tokens:int=24, # longest caption, tokens, end token included
     min_new_tokens:int=0, # shortest caption, tokens
@@ -104,27 +104,28 @@ def decode(
     batch_size:int=256, # captions at a time
 )->Generation: # 'n' rows
     "Captions by transformers' `generate`; the other functions say how"
-    tok, device, parts = model.tokenizer, model.null_prefix.device, []
+    tok, device, beams, parts = model.tokenizer, model.null_prefix.device, 'num_beams' in how, []
     pad = tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id
     rules = [partial(no_repeat, n=no_repeat_ngram_size)] if no_repeat_ngram_size else []
     if min_new_tokens: rules.append(MinNewTokensLengthLogitsProcessor(0, min_new_tokens, tok.eos_token_id, device=device))
     with evaluating(model):
         for i in range(0, len(x), batch_size):
-            xs, ns, rec = x[i:i+batch_size].to(device), None if null is None else null[i:i+batch_size], Record()
-            prefix = model.prefix(xs, ns).to(model.lm.dtype)
+            xs, ns = x[i:i+batch_size].to(device), None if null is None else null[i:i+batch_size]
+            prefix, record = model.prefix(xs, ns).to(model.lm.dtype), Record()
             tokens = model.lm.generate(inputs_embeds=prefix, attention_mask=prefix.new_ones(prefix.shape[:2], dtype=torch.long),
-                logits_processor=LogitsProcessorList([*([] if 'num_beams' in how else [rec]), *processors, *rules]),
+                logits_processor=LogitsProcessorList([*([] if beams else [record]), *rules, *processors]),
                 max_new_tokens=min(max_new_tokens, model.room), eos_token_id=tok.eos_token_id, pad_token_id=pad, **how)
             mask = _real(tokens, tok.eos_token_id)
-            lp = rec.logprobs(tokens) if 'num_beams' not in how else model.logprobs(xs.repeat_interleave(len(tokens)//len(xs), 0), tokens, mask)
+            lp = model.logprobs(xs.repeat_interleave(len(tokens)//len(xs), 0), tokens, mask) if beams else record.logprobs(tokens)
             parts.append((tokens, mask, lp.masked_fill(~mask, 0.)))
     return _join(parts, pad, tok)
 
 # %% ../nbs/06_generate.ipynb #fd8b8a0e
 def _join(parts, pad, tok):
     "One `Generation` of the (tokens, mask, logprobs) of several batches"
-    t = max((p[0].shape[1] for p in parts), default=0)
-    tokens, mask, logprobs = [torch.cat([F.pad(p, (0, t-p.shape[1]), value=v) for p in ps]) for ps,v in zip(zip(*parts), (pad, False, 0.))]
+    t = max(p[0].shape[1] for p in parts)
+    def stack(ps, value): return torch.cat([F.pad(p, (0, t-p.shape[1]), value=value) for p in ps])
+    tokens, mask, logprobs = [stack(ps, value) for ps,value in zip(zip(*parts), (pad, False, 0.))]
     text = tok.batch_decode(tokens.masked_fill(~mask, tok.eos_token_id), skip_special_tokens=True)
     return Generation(tokens.masked_fill(~mask, pad), mask, logprobs, [s.strip() for s in text])
 
@@ -180,7 +181,9 @@ def guide(
     strength:float, # 0: without the photo; 1: with it; above 1: beyond
 )->Float[Tensor,'b v']: # both rows of a pair alike
     "Mix the scores of each pair: `null + strength*(image - null)`"
-    return torch.lerp(scores[1::2], scores[::2], strength).repeat_interleave(2, 0)
+    image, null = scores[::2], scores[1::2]
+    mixed = torch.lerp(null, image, strength).masked_fill(image.isneginf(), -torch.inf)
+    return mixed.repeat_interleave(2, 0)
 
 # %% ../nbs/06_generate.ipynb #c380bbf0
 @delegates(decode)
@@ -232,6 +235,7 @@ def caption(self:Captioner,
 )->str|list: # a caption a photo; where `n` is above 1, a list of captions a photo
     "Captions of photos"
     many = photos if isinstance(photos, (list,tuple)) else [photos]
+    if not many: return []
     ways = dict(greedy=greedy, sample=sample, beam=beam, guided=guided, best_of_n=partial(best_of_n, encoder=self.encoder))
     if isinstance(decode, str) and decode not in ways: raise ValueError(f"No way of writing is called '{decode}': choose from {', '.join(ways)}")
     write = ways[decode] if isinstance(decode, str) else decode

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['policy_gradient_loss', 'greedy_baseline', 'leave_one_out']
 
-# %% ../nbs/11_gradient.ipynb #31801553
+# %% ../nbs/11_gradient.ipynb #1b24a176
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# %% ../nbs/11_gradient.ipynb #35c43c5b
+# %% ../nbs/11_gradient.ipynb #130ca979
 def policy_gradient_loss(
     logprobs:Float[Tensor,'b s t'], # of the sampled tokens, with gradient
     mask:Bool[Tensor,'b s t'], # true on real tokens, the end token included
@@ -19,7 +19,7 @@ def policy_gradient_loss(
     "REINFORCE (Williams 1992): raise what was better than expected, lower what was worse"
     return -(advantages.detach()*(logprobs*mask).sum(-1)).mean()
 
-# %% ../nbs/11_gradient.ipynb #d69ec4a9
+# %% ../nbs/11_gradient.ipynb #b6e32edf
 def greedy_baseline(
     rewards:Float[Tensor,'b s'], # one reward a sampled caption
     greedy:Float[Tensor,'b'], # reward of each image's greedy caption
@@ -27,7 +27,7 @@ def greedy_baseline(
     "SCST's advantage (Rennie et al. 2017): reward minus that of the greedy caption"
     return rewards-greedy[:,None]
 
-# %% ../nbs/11_gradient.ipynb #5dfbc264
+# %% ../nbs/11_gradient.ipynb #c2267cf9
 def leave_one_out(
     rewards:Float[Tensor,'b s'], # one reward a sampled caption
 )->Float[Tensor,'b s']: # advantages; each image's sum to zero

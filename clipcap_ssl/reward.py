@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['embed_unique', 'clip_reward', 'contrastive_reward', 'fluency_reward', 'weighted']
 
-# %% ../nbs/10_reward.ipynb #8b73cc93
+# %% ../nbs/10_reward.ipynb #0f896aa9
 from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor
 from .decoder import PreTrainedModel, PreTrainedTokenizerBase, tokenize_captions, token_logprobs
 from .encoder import ImageTextEncoder
 
-# %% ../nbs/10_reward.ipynb #0b6872b7
+# %% ../nbs/10_reward.ipynb #772bb30f
 def embed_unique(
     encoder:ImageTextEncoder, # its text tower
     texts:Sequence[str], # captions, repeated ones too
@@ -23,7 +23,7 @@ def embed_unique(
     y = encoder.encode_text(list(at))
     return y[[at[t] for t in texts]]
 
-# %% ../nbs/10_reward.ipynb #05e6be25
+# %% ../nbs/10_reward.ipynb #bf08a32c
 def clip_reward(
     encoder:ImageTextEncoder, # whose opinion counts
 )->Callable: # (texts, x) -> 'b s', cosines
@@ -33,7 +33,7 @@ def clip_reward(
         return torch.einsum('bd,bsd->bs', x, y)
     return reward
 
-# %% ../nbs/10_reward.ipynb #624987ee
+# %% ../nbs/10_reward.ipynb #5b2465dc
 def contrastive_reward(
     encoder:ImageTextEncoder, # whose opinion counts
     bank:Float[Tensor,'m d']=None, # features of other images to be told apart from; none: the batch's own
@@ -49,7 +49,7 @@ def contrastive_reward(
         return own-torch.logaddexp(own, others.logsumexp(-1))
     return reward
 
-# %% ../nbs/10_reward.ipynb #12a0f088
+# %% ../nbs/10_reward.ipynb #8bc6ccf8
 def fluency_reward(
     lm:PreTrainedModel, # a language model that is not being trained
     tokenizer:PreTrainedTokenizerBase, # its tokenizer
@@ -63,7 +63,7 @@ def fluency_reward(
         return ((token_logprobs(logits, tokens)*mask).sum(1)/mask.sum(1)).view(len(x), -1).to(x)
     return reward
 
-# %% ../nbs/10_reward.ipynb #5ad6488f
+# %% ../nbs/10_reward.ipynb #92bfd414
 def weighted(
     *parts:tuple[float,Callable], # (weight, reward) pairs
 )->Callable: # (texts, x) -> 'b s'

@@ -7,14 +7,14 @@ __all__ = ['values', 'relations', 'backgrounds', 'held_out', 'words', 'plurals',
            'sample_scene', 'draw_scene', 'describe', 'alt_text', 'Claims', 'parse_caption', 'foil', 'ToyScenes',
            'vocabulary']
 
-# %% ../nbs/01a_scenes.ipynb #f918c942
+# %% ../nbs/01a_scenes.ipynb #cec66f71
 import random
 from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 from .data import Captioned
 
-# %% ../nbs/01a_scenes.ipynb #b209edb6
+# %% ../nbs/01a_scenes.ipynb #743e0b91
 values = dict(count=(1,2,3), size=('large','small'), texture=('plain','striped','dotted'),
               colour=('red','blue','green','yellow','orange','purple','pink','cyan'),
               shape=('circle','square','triangle','cross','ring','star'))
@@ -22,7 +22,7 @@ relations = dict(left='right', right='left', above='below', below='above')
 backgrounds = dict(white=238, grey=140, black=22)
 held_out = {('red','star'), ('blue','ring'), ('green','cross'), ('yellow','circle'), ('orange','triangle'), ('cyan','square')}
 
-# %% ../nbs/01a_scenes.ipynb #5d190e73
+# %% ../nbs/01a_scenes.ipynb #1c7f76e4
 @dataclass(frozen=True)
 class Group:
     "Equal objects that stand together"
@@ -39,7 +39,7 @@ class Scene:
     relation:str|None # where the first group is as seen from the second: left, right, above, below
     background:str # white, grey or black
 
-# %% ../nbs/01a_scenes.ipynb #1c7f76e4
+# %% ../nbs/01a_scenes.ipynb #e9b6c600
 def _pick(rng, attribute):
     "A value, frequent ones more often"
     vs = values[attribute]
@@ -47,7 +47,7 @@ def _pick(rng, attribute):
 
 def _group(rng): return Group(*(_pick(rng, a) for a in values))
 
-# %% ../nbs/01a_scenes.ipynb #e9b6c600
+# %% ../nbs/01a_scenes.ipynb #59d94bb8
 def sample_scene(
     rng:random.Random, # source of chance
     unseen:bool=False, # with a held-out pair of colour and shape, instead of without?
@@ -59,7 +59,7 @@ def sample_scene(
         if len(set(names))==len(names) and any(o in held_out for o in names)==unseen: break
     return Scene(groups, rng.choice(list(relations)) if len(groups)==2 else None, rng.choice(list(backgrounds)))
 
-# %% ../nbs/01a_scenes.ipynb #84c45156
+# %% ../nbs/01a_scenes.ipynb #8af2d0c8
 def _polygon(p, n, inner=None):
     "Signed distance to a regular polygon (or a star with `inner` radius), by its wedge"
     ang = np.arctan2(p[0], -p[1]); half = np.pi/n
@@ -80,7 +80,7 @@ def _outline(shape, p):
     if shape=='triangle': return _polygon(p+np.array([0,-.2])[:,None,None], 3)*.9
     return _polygon(p, 5, inner=.42)
 
-# %% ../nbs/01a_scenes.ipynb #31f132a4
+# %% ../nbs/01a_scenes.ipynb #5a903539
 _rgb = dict(red=(214,40,40), blue=(45,85,225), green=(40,160,60), yellow=(240,220,50), orange=(245,140,25), purple=(130,50,170), pink=(250,150,200), cyan=(70,210,220))
 _radius = dict(large=10.2, small=6.2)
 _grid = np.stack(np.meshgrid(np.arange(64)+.5, np.arange(64)+.5))
@@ -97,7 +97,7 @@ def _paint(im, g, at, colour):
     if g.texture!='plain': paint = np.where(((y%4<2) if g.texture=='striped' else (x%4<2)&(y%4<2))[...,None], colour*.45, colour)
     im[y0:y1,x0:x1] += cover*(paint-im[y0:y1,x0:x1])
 
-# %% ../nbs/01a_scenes.ipynb #184f5d94
+# %% ../nbs/01a_scenes.ipynb #3177b560
 def _places(rng, box, count):
     "Centres of `count` objects in slots of `box` = (x0, y0, x1, y1)"
     x0,y0,x1,y1 = box
@@ -108,7 +108,7 @@ def _places(rng, box, count):
     px,py = (play(w/count), play(h)) if wide else (play(w), play(h/count))
     return [(x+rng.uniform(-px,px), y+rng.uniform(-py,py)) for x,y in slots]
 
-# %% ../nbs/01a_scenes.ipynb #3177b560
+# %% ../nbs/01a_scenes.ipynb #93075f1a
 _boxes = dict(left=((0,0,32,64),(32,0,64,64)), right=((32,0,64,64),(0,0,32,64)), above=((0,0,64,32),(0,32,64,64)), below=((0,32,64,64),(0,0,64,32)))
 
 def draw_scene(
@@ -124,7 +124,7 @@ def draw_scene(
     noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 3, im.shape)
     return Image.fromarray(np.clip(im+noise, 0, 255).astype(np.uint8))
 
-# %% ../nbs/01a_scenes.ipynb #6faf3042
+# %% ../nbs/01a_scenes.ipynb #1d748628
 words = {1: ('a','one'), 2: ('two','two','a pair of'), 3: ('three',), 'large': ('large','big'), 'small': ('small','little','tiny'), 'plain': ('plain','solid'),
          'striped': ('striped',), 'dotted': ('dotted','spotted'), **{c:(c,) for c in values['colour']}, 'purple': ('purple','violet'),
          **{s:(s,) for s in values['shape']}, 'circle': ('circle','disc'), 'square': ('square','square','box'),
@@ -133,7 +133,7 @@ words = {1: ('a','one'), 2: ('two','two','a pair of'), 3: ('three',), 'large': (
 plurals = {'box':'boxes', 'cross':'crosses'}
 _says = dict(size=.7, texture=.7, colour=.92, shape=.95)   # how often people name an attribute
 
-# %% ../nbs/01a_scenes.ipynb #1d748628
+# %% ../nbs/01a_scenes.ipynb #1c050b41
 def _word(rng, value): return words[value][int(rng.random()*len(words[value]))]
 
 def _phrase(rng, g, says, must=None):
@@ -146,7 +146,7 @@ def _phrase(rng, g, says, must=None):
     out = ' '.join(o for o in (*adj, noun) if o)
     return f"{'an' if n=='a' and out[0] in 'aeiou' else n} {out}"
 
-# %% ../nbs/01a_scenes.ipynb #9b41417d
+# %% ../nbs/01a_scenes.ipynb #ba079727
 _opens = ('there is','a picture of','an image of','a drawing of','we see')
 
 def describe(
@@ -163,12 +163,12 @@ def describe(
         rel = scene.relation
         if swap<.5: parts,rel = parts[::-1],relations[rel]
         link = _word(rng, rel) if (join<.6)|(must=='relation') else ('and','with','next to')[int(join*97)%3]
-        text = f'{parts[0]} {link} {parts[1]}' if alone<.8 or must else parts[int(first*2)]
+        text = f'{parts[0]} {link} {parts[1]}' if alone<.95 or must else parts[int(first*2)]
     else: text = parts[0]
     if ground<.25: text += f' on a {scene.background} background'
     return f'{_opens[int(start*100)%5]} {text}' if start<.15 else text
 
-# %% ../nbs/01a_scenes.ipynb #966ac411
+# %% ../nbs/01a_scenes.ipynb #588d5ba1
 _junk = ('free','stock','hd','wallpaper','img','vector','clipart','print','sale','new')
 
 def alt_text(
@@ -189,7 +189,7 @@ def alt_text(
     if rng.random()<.25: text += ' '+' '.join(rng.choices(_junk, k=rng.randint(1,3)))
     return text
 
-# %% ../nbs/01a_scenes.ipynb #d6a1a247
+# %% ../nbs/01a_scenes.ipynb #2f3f786a
 @dataclass(frozen=True)
 class Claims:
     "What a caption says"
@@ -203,7 +203,7 @@ _relation_words = {'left':'left', 'right':'right', 'above':'above', 'over':'abov
 _nouns = {w for w,(a,_) in lexicon.items() if a=='shape'}
 _idle = {'background','picture','image','drawing'}
 
-# %% ../nbs/01a_scenes.ipynb #2f3f786a
+# %% ../nbs/01a_scenes.ipynb #e832f1f6
 def parse_caption(
     text:str, # any text
 )->Claims: # empty where nothing is claimed
@@ -224,7 +224,7 @@ def parse_caption(
     if any(a!='count' for a,_ in now): close()
     return Claims(tuple(groups), tuple(rels), tuple(grounds))
 
-# %% ../nbs/01a_scenes.ipynb #6612b573
+# %% ../nbs/01a_scenes.ipynb #1649a0d7
 attributes = ('colour','size','count','shape','texture','relation','binding')
 
 def _changed(scene, attribute, rng):
@@ -238,7 +238,7 @@ def _changed(scene, attribute, rng):
     others = [v for v in values[attribute] if v not in {getattr(g, attribute) for g in gs}]
     return replace(scene, groups=tuple(replace(g, **{attribute: rng.choice(others)}) if j==i else g for j,g in enumerate(gs))) if others else None
 
-# %% ../nbs/01a_scenes.ipynb #1649a0d7
+# %% ../nbs/01a_scenes.ipynb #ec3d8e8b
 def foil(
     scene:Scene, # what is there
     attribute:str, # which attribute to falsify, one of `attributes`
@@ -250,7 +250,7 @@ def foil(
     must = dict(binding='colour').get(attribute, attribute)
     return other and tuple(describe(s, random.Random(f'words {seed}'), must=must) for s in (scene, other))
 
-# %% ../nbs/01a_scenes.ipynb #3f295c6f
+# %% ../nbs/01a_scenes.ipynb #c45d3b35
 class ToyScenes(Captioned):
     "Drawn scenes with human-like captions; `scenes` holds the graph behind each drawing"
     def __init__(self,
@@ -264,7 +264,7 @@ class ToyScenes(Captioned):
         caps = [[describe(s, random.Random(f'caption {seed} {i} {j}')) for j in range(n_captions)] for i,s in enumerate(self.scenes)]
         super().__init__([f's{seed}-{i:05}' for i in range(n)], caps, lambda i: draw_scene(self.scenes[i], f'{seed} {i}'))
 
-# %% ../nbs/01a_scenes.ipynb #c45d3b35
+# %% ../nbs/01a_scenes.ipynb #fb50e80d
 def vocabulary(
 )->list[str]: # sorted
     "Every word that captions and web texts of scenes can hold"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_captioner', 'Pairs', 'labelled_pairs', 'caption_step', 'KeepBest', 'mean_loss', 'optimiser', 'train_supervised']
 
-# %% ../nbs/09_supervised.ipynb #87af5132
+# %% ../nbs/09_supervised.ipynb #0c24eade
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .encoder import Features, ImageTextEncoder
 from .mapper import make_mapper
 from .train import batches, fit, warmup_cosine
 
-# %% ../nbs/09_supervised.ipynb #c09536eb
+# %% ../nbs/09_supervised.ipynb #33259dd9
 def new_captioner(
     encoder:ImageTextEncoder, # gives the features
     lm_name:str='toy', # 'toy', 'gpt2', or a folder
@@ -35,7 +35,7 @@ def new_captioner(
     model = Captioner(make_mapper(mapper, encoder.dim, k, lm.get_input_embeddings().embedding_dim), lm if train_lm else freeze(lm), tokenizer, encoder.name, encoder.hash)
     return model.to(encoder.device).attach(encoder)
 
-# %% ../nbs/09_supervised.ipynb #92affe1f
+# %% ../nbs/09_supervised.ipynb #4efc2ff2
 @dataclass
 class Pairs:
     "Labelled pairs, ready for training"
@@ -44,7 +44,7 @@ class Pairs:
     mask:Bool[Tensor,'n t'] # true on real tokens
     def __len__(self)->int: return len(self.x)
 
-# %% ../nbs/09_supervised.ipynb #4efc2ff2
+# %% ../nbs/09_supervised.ipynb #d49664e4
 def labelled_pairs(
     ds:Captioned, # photos with captions
     pairs:Sequence[tuple[int,int]], # (index of a photo, index of its caption), as from `split_labelled`
@@ -59,7 +59,7 @@ def labelled_pairs(
     dev = model.null_prefix.device
     return Pairs(features[[ds.ids[i] for i,_ in pairs]].to(dev), tokens.to(dev), mask.to(dev))
 
-# %% ../nbs/09_supervised.ipynb #9e815832
+# %% ../nbs/09_supervised.ipynb #37639c26
 def caption_step(
     data:Pairs, # labelled pairs
     p_null:float=.1, # share of rows that get the null prefix
@@ -73,7 +73,7 @@ def caption_step(
         return caption_loss(model, data.x[rows], data.tokens[rows,:t], mask[:,:t], null),{}
     return loss_fn
 
-# %% ../nbs/09_supervised.ipynb #65148cc3
+# %% ../nbs/09_supervised.ipynb #7ec85445
 class KeepBest:
     "A hook for `fit`: watches a score, keeps the best parameters, stops after `patience` looks without a better one"
     def __init__(self,
@@ -93,7 +93,7 @@ class KeepBest:
         "Put the best parameters back"
         if self.seen: model.load_state_dict(self.best, strict=False)
 
-# %% ../nbs/09_supervised.ipynb #7ec85445
+# %% ../nbs/09_supervised.ipynb #00898f72
 @torch.no_grad()
 def mean_loss(
     model:Captioner, # the captioner
@@ -104,7 +104,7 @@ def mean_loss(
     parts = [(caption_loss(model, data.x[i:i+batch_size], data.tokens[i:i+batch_size], data.mask[i:i+batch_size]).item(), data.mask[i:i+batch_size].sum().item()) for i in range(0, len(data), batch_size)]
     return sum(l*n for l,n in parts)/sum(n for _,n in parts)
 
-# %% ../nbs/09_supervised.ipynb #f9c16886
+# %% ../nbs/09_supervised.ipynb #0363ffbe
 def optimiser(
     model:Captioner, # the captioner
     lr:float, # of the mapping network and the null prefix
@@ -115,7 +115,7 @@ def optimiser(
     groups = [([*model.mapper.parameters(), model.null_prefix], lr), ([p for p in model.lm.parameters() if p.requires_grad], lr_lm)]
     return torch.optim.AdamW([dict(params=ps, lr=r) for ps,r in groups if ps and r], weight_decay=weight_decay)
 
-# %% ../nbs/09_supervised.ipynb #0363ffbe
+# %% ../nbs/09_supervised.ipynb #a22b1dd7
 def train_supervised(
     model:Captioner, # trained in place
     train:Pairs, # labelled pairs to learn from

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['batches', 'fit', 'warmup_cosine', 'save_state', 'load_state']
 
-# %% ../nbs/08_train.ipynb #30cf122e
+# %% ../nbs/08_train.ipynb #c21a9f96
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from .core import progress, read_json, write_json
 
-# %% ../nbs/08_train.ipynb #9286c5f0
+# %% ../nbs/08_train.ipynb #d777bdad
 def batches(
     n:int, # rows of the data set
     batch_size:int, # rows a batch; all of them if there are fewer
@@ -32,7 +32,7 @@ def batches(
     def rows(step): return order(step//steps)[(step%steps)*batch_size:][:batch_size]
     return rows
 
-# %% ../nbs/08_train.ipynb #165280eb
+# %% ../nbs/08_train.ipynb #76ab2b57
 def fit(
     model:nn.Module, # what is trained, in place
     loader:Callable[[int],object], # step -> batch
@@ -68,7 +68,7 @@ def fit(
     model.eval()
     return log
 
-# %% ../nbs/08_train.ipynb #d2aef0db
+# %% ../nbs/08_train.ipynb #8b577416
 def warmup_cosine(
     opt:torch.optim.Optimizer, # its learning rates are the peak
     n_steps:int, # where the rate reaches zero
@@ -78,7 +78,7 @@ def warmup_cosine(
     def scale(i): return (i+1)/warmup if i<warmup else .5*(1+math.cos(math.pi*min((i-warmup)/max(n_steps-warmup, 1), 1)))
     return torch.optim.lr_scheduler.LambdaLR(opt, scale)
 
-# %% ../nbs/08_train.ipynb #20b305a6
+# %% ../nbs/08_train.ipynb #32360961
 def save_state(
     folder:str|Path, # made if need be
     model:nn.Module, # its trainable parameters are saved
@@ -97,7 +97,7 @@ def save_state(
         if old.name!=name: old.unlink()
     return folder
 
-# %% ../nbs/08_train.ipynb #32360961
+# %% ../nbs/08_train.ipynb #399d1180
 def load_state(
     folder:str|Path, # written by `save_state`
     model:nn.Module, # of the same shape

@@ -24,7 +24,7 @@ def _plainly(f):
     def g(*args, **kwargs):
         try: return f(*args, **kwargs)
         except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{f.__name__}: {e}')
-        except KeyboardInterrupt: sys.exit(f'{f.__name__}: stopped; the same command goes on from here')
+        except KeyboardInterrupt: sys.exit(f'{f.__name__}: stopped; rows of a run that are done are kept')
     return g
 
 # %% ../nbs/17_cli.ipynb #c488d9f5
@@ -47,7 +47,7 @@ def _report(scores, out):
 @call_parse
 @_plainly
 def clipcap_train(
-    recipe:str, # A recipe of the package (scenes, photos, coco) or the path of a .toml file
+    recipe:str, # A recipe of the package (scenes, photos, photos_small) or the path of a .toml file
     set:Param('A setting that differs from the recipe, as key=value; may be repeated', str, action='append')=None,
     out:str=None, # Folder of the run; default: runs/RECIPE-seedN. An interrupted run goes on
     seed:int=None, # Seed of everything random; default: the recipe's
@@ -72,7 +72,7 @@ def clipcap_demo(
     print('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by two routes; the controls. What each is: nbs/16_experiment.ipynb', file=sys.stderr)
     _report(run(load_config('scenes', seed=seed), out, 'cpu', say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
-# %% ../nbs/17_cli.ipynb #f97e327d
+# %% ../nbs/17_cli.ipynb #9e2355c9
 @call_parse
 @_plainly
 def clipcap_eval(
@@ -95,7 +95,7 @@ def clipcap_eval(
     write_json(folder/f'eval-{split}.json', dict(row=cfg.keep, split=split, scores={k:float(v) for k,v in score.items()}))
     print(table({cfg.keep: score}, [c for c in columns if c in score]))
 
-# %% ../nbs/17_cli.ipynb #9e2355c9
+# %% ../nbs/17_cli.ipynb #8c030bd1
 def _caption_rows(model, files, unsure_below, cfg):
     "A row for each file, in batches"
     for i in range(0, len(files), 32):
@@ -113,12 +113,13 @@ def _caption_rows(model, files, unsure_below, cfg):
 def _load_captioner(path):
     "A captioner from its folder or from a run's, its calibration and the settings of its decoding"
     folder = Path(path)
+    if not folder.exists() and (str(path).startswith(('.', '/', '~', 'runs/')) or str(path).count('/')!=1): raise FileNotFoundError(f"There is no folder '{path}'. Give the folder of a run or of a captioner, or OWNER/NAME on the Hugging Face hub")
     cfg = next((load_config(p/'config.toml') for p in (folder, folder.parent) if (p/'config.toml').is_file()), Config())
     if (folder/'captioner').is_dir(): folder = folder/'captioner'
     cal = folder/'calibration.json'
     return Captioner.from_pretrained(folder if folder.exists() else path),read_json(cal)['similarity_p05'] if cal.is_file() else None,cfg
 
-# %% ../nbs/17_cli.ipynb #f3b38f2c
+# %% ../nbs/17_cli.ipynb #7eea761c
 @call_parse
 @_plainly
 def clipcap_caption(

@@ -119,9 +119,10 @@ def _from_tag(arch, tag, name, device):
     cfg = open_clip.get_pretrained_cfg(arch, tag)
     if not cfg: raise ValueError(f"'{arch}' has no tag '{tag}'; it has {open_clip.list_pretrained_tags_by_model(arch)}")
     repo = (cfg.get('hf_hub') or '').rsplit('/', 1)[0]
+    if not repo: raise MissingModelError(f"'{arch}/{tag}' is published outside the Hugging Face hub only, as a pickle: choose another tag, or convert it and load 'open_clip:FOLDER'")
     cached = any(isinstance(try_to_load_from_cache(repo, f), str) for f in ('open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors')) if repo else False
     if not cached and not _hub_answers():
-        raise MissingModelError(f"The weights of '{name}' are not on this machine and {constants.ENDPOINT} does not answer. On a machine with network run: huggingface-cli download {repo or arch}, then copy its cache here, or put open_clip_config.json and open_clip_model.safetensors into a folder and load 'open_clip:FOLDER'.")
+        raise MissingModelError(f"The weights of '{name}' are not on this machine and {constants.ENDPOINT} does not answer. On a machine with network run: hf download {repo}, then copy its cache here, or put open_clip_config.json and open_clip_model.safetensors into a folder and load 'open_clip:FOLDER'.")
     model,_,preprocess = open_clip.create_model_and_transforms(arch, pretrained=tag, device=device)
     state = hashlib.sha256()
     for k,v in sorted(model.state_dict().items()): state.update(k.encode()); state.update(v.cpu().float().numpy().tobytes())

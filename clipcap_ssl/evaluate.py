@@ -165,7 +165,7 @@ def gallery(
     ids = list(images)[:n]
     if not ids: raise ValueError('No photo to show')
     rows = ({'human': {i:references[i][0] for i in ids}} if references else {}) | rows
-    texts = {k:[caps[i].replace('$', r'\$') for i in ids] for k,caps in rows.items()}
+    texts = {k:[caps[i] for i in ids] for k,caps in rows.items()}
     red = wrong and {k:[wrong(i, caps[i]) for i in ids] for k,caps in rows.items()}
     fig = show_captions([images[i] for i in ids], texts, wrong=red)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

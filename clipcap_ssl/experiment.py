@@ -50,7 +50,7 @@ class Config:
     max_new_tokens:int=24 # longest caption
     no_repeat_ngram_size:int=0 # decoding of every row: no n-gram of this length twice; 0: no such rule
     rows:list=field(default_factory=lambda: 'stage1 guided stage2_expert stage2_policy abstract naive full human'.split()) # what is run
-    keep:str='stage2_expert' # the row whose captioner is saved
+    keep:str='stage2_expert' # the row whose captioner is saved (stage 1, if it is not run)
     steps:int=400 # stage 1: steps at most
     batch:int=64 # stage 1: pairs a step
     lr:float=3e-3 # stage 1: learning rate of the mapping network
@@ -115,7 +115,10 @@ def load_config(
     if not path.is_file(): raise FileNotFoundError(f"There is no recipe '{recipe}'. Recipes of the package: {', '.join(names)}; or give the path of a .toml file")
     try: settings = tomllib.loads(path.read_text(encoding='utf-8'))
     except tomllib.TOMLDecodeError as e: raise ValueError(f'{path} is not valid TOML: {e}') from None
-    return Config(**_checked(settings | overrides))
+    cfg = Config(**_checked(settings | overrides))
+    if not 0<=cfg.n_dev_pairs<cfg.n_pairs: raise ValueError(f'n_pairs ({cfg.n_pairs}) must exceed n_dev_pairs ({cfg.n_dev_pairs}): none would be left to train on')
+    if cfg.policy_from not in ('stage1','stage2_expert'): raise ValueError(f"policy_from is stage1 or stage2_expert, not '{cfg.policy_from}'")
+    return cfg
 
 def save_config(
     cfg:Config, # the settings
@@ -218,10 +221,8 @@ def train_stage1(cfg:Config, world:World)->tuple[Captioner,list]:
 
 def _full(cfg, world, model):
     model = new_captioner(world.encoder, cfg.lm, cfg.k, cfg.mapper, cfg.train_lm, cfg.seed)
-    kept = set(world.labels[:cfg.n_dev_pairs])
-    pairs = [(i,j) for i,c in enumerate(world.train.captions) for j in range(len(c)) if (i,j) not in kept]
-    train,dev = labelled_pairs(world.train, pairs, world.features, model),_labels(cfg, world, model)[1]
-    return model,train_supervised(model, train, None, cfg.full_steps, cfg.batch, cfg.lr, cfg.lr_lm, seed=cfg.seed)
+    pairs = [(i,j) for i,c in enumerate(world.train.captions) for j in range(len(c))]
+    return model,train_supervised(model, labelled_pairs(world.train, pairs, world.features, model), None, cfg.full_steps, cfg.batch, cfg.lr, cfg.lr_lm, seed=cfg.seed)
 
 # %% ../nbs/16_experiment.ipynb #3eaa248d
 def _expert(cfg, world, model):
@@ -268,7 +269,7 @@ def _open_run(cfg, out):
     return out
 
 def _log(out, row, log):
-    with open(out/'log.jsonl', 'a', encoding='utf-8') as f: f.writelines(json.dumps(dict(row=row, **o))+'\n' for o in log)
+    write_text(out/'rows'/f'{row}.log.jsonl', ''.join(json.dumps(dict(row=row, **o))+'\n' for o in log))
 
 def _save_captioner(cfg, world, model, folder):
     "Save a captioner, with the similarity below which it should be unsure"
@@ -287,12 +288,13 @@ def _run_row(cfg, world, out, row, models):
     elif row in row_training: models[row],log = row_training[row](cfg, world, copy_captioner(start))
     caps = write_captions(cfg, row, models.get(row, start), world.x_test)
     _log(out, row, log)
-    if row in ('stage1', cfg.keep, cfg.policy_from): _save_captioner(cfg, world, models.get(row, start), out/('stage1' if row=='stage1' else 'captioner' if row==cfg.keep else row))
+    keep = cfg.keep if cfg.keep in cfg.rows else 'stage1'
+    for folder in {'stage1' if row=='stage1' else None, 'captioner' if row==keep else None, row if row==cfg.policy_from else None}-{None}: _save_captioner(cfg, world, models.get(row, start), out/folder)
     write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(time.process_time()-t+spent, 1), captions=dict(zip(world.test.ids, caps))))
 
 def _resume(out, row, cfg, world):
     "A captioner that an earlier run saved"
-    folder = out/('stage1' if row=='stage1' else 'captioner' if row==cfg.keep else row)
+    folder = out/row
     return Captioner.from_pretrained(folder).to(world.encoder.device).attach(world.encoder) if (folder/'config.json').is_file() else None
 
 # %% ../nbs/16_experiment.ipynb #fedf2155
@@ -354,6 +356,7 @@ def score_run(
     for r,o in said.items(): scores[r]['cpu_seconds'] = o['cpu_seconds']
     meta = dict(version=__version__, torch=torch.__version__, device=str(world.encoder.device), seed=cfg.seed, seconds=round(seconds, 1), encoder=world.encoder.hash, judge=world.judge.hash, ledger=book, config=asdict(cfg))
     write_json(out/'scores.json', dict(meta=meta, rows={r:{k:float(v) for k,v in s.items()} for r,s in scores.items()}))
+    write_text(out/'log.jsonl', ''.join((out/'rows'/f'{r}.log.jsonl').read_text(encoding='utf-8') for r in rows))
     write_text(out/'captions.jsonl', ''.join(json.dumps(dict(id=i, references=world.references[i], **{r:c[i] for r,c in caps.items()}), ensure_ascii=False)+'\n' for i in world.test.ids))
     n = min(8, len(world.test))
     gallery({i:world.test.image(j) for j,i in enumerate(world.test.ids[:n])}, None, caps, out/'gallery.png', n, wrong=(lambda i,t: wrong_words(t, world.scenes[i])) if world.scenes else None)

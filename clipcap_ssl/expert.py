@@ -66,7 +66,7 @@ def select_captions(
     prior_weight:float=.3, # w in the equation
     top:int=3, # captions kept for a photo
     hub:bool=True, # subtract how much all photos like a caption?
-    chunk:int=1024, # photos at a time
+    chunk:int=1024, # photos (and, for hubs, captions) at a time
 )->tuple[Int[Tensor,'n top'],Float[Tensor,'n top']]: # which captions, and their scores, best first
     "The best captions of a pool for every photo"
     bias = prior_weight*prior

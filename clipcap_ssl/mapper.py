@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MLPMapper', 'TransformerMapper', 'make_mapper']
 
-# %% ../nbs/03_mapper.ipynb #86b10461
+# %% ../nbs/03_mapper.ipynb #96f2d2f6
 import torch
 from fastcore.meta import delegates
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# %% ../nbs/03_mapper.ipynb #ebb19774
+# %% ../nbs/03_mapper.ipynb #d205ff6c
 class MLPMapper(nn.Module):
     "Image features to prefix by two linear layers with a tanh between"
     def __init__(self,
@@ -31,7 +31,7 @@ class MLPMapper(nn.Module):
         "Scale `x` to unit variance, and map it"
         return self.net(x * x.shape[1]**.5)
 
-# %% ../nbs/03_mapper.ipynb #09bef77a
+# %% ../nbs/03_mapper.ipynb #bd832ad7
 class TransformerMapper(nn.Module):
     "Image features to prefix by learnt constants which attend to the image and to each other"
     def __init__(self,
@@ -57,7 +57,7 @@ class TransformerMapper(nn.Module):
         const = self.const.expand(len(x), -1, -1)
         return self.layers(torch.cat([image, const], 1))[:, image.shape[1]:]
 
-# %% ../nbs/03_mapper.ipynb #23862169
+# %% ../nbs/03_mapper.ipynb #02a0c56a
 @delegates(TransformerMapper)
 def make_mapper(
     kind:str, # 'mlp' or 'transformer'

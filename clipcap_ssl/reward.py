@@ -42,10 +42,12 @@ def contrastive_reward(
     "Log-probability of picking the image out of others by its caption"
     scale = scale or encoder.logit_scale
     def reward(texts, x):
+        if bank is None and len(x)<2: raise ValueError('One image has no others to be told apart from: give a bank, or a larger batch')
         y = embed_unique(encoder, texts).view(len(x), -1, encoder.dim)
         own = scale*torch.einsum('bd,bsd->bs', x, y)
         others = scale*torch.einsum('md,bsd->bsm', x if bank is None else bank.to(x), y)
-        if bank is None: others = others.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device)[:,None], -torch.inf)
+        same = torch.eye(len(x), dtype=torch.bool, device=x.device) if bank is None else x@bank.to(x).T>1-1e-5   # an image is not among the others
+        others = others.masked_fill(same[:,None], -torch.inf)
         return own-torch.logaddexp(own, others.logsumexp(-1))
     return reward
 

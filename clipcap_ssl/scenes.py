@@ -154,7 +154,7 @@ def describe(
     rng:random.Random, # source of chance: which words, what is left out
     must:str=None, # an attribute that has to be named, of every group
 )->str: # lower case, no full stop
-    "One sentence as a person might write it; it never says everything"
+    "One sentence as a person might write it; without `must` it never says everything"
     says = dict(_says); says[rng.choice(('size','texture'))] = 0 if must is None else .2
     parts = [_phrase(rng, g, says, must) for g in scene.groups]
     swap,join,alone,first = (rng.random() for _ in range(4))
@@ -216,6 +216,7 @@ def parse_caption(
         if claims: groups.append(claims)
         now,relation = [],None
     for w in text.lower().replace('a pair of','two').split():
+        w = w.strip('.,;:!?')
         if w in backgrounds: grounds.append(w)
         elif w in _idle: now = []                            # 'a picture of', 'on a ... background': this 'a' counts nothing
         elif w in _relation_words: close(); relation = _relation_words[w]

@@ -59,6 +59,7 @@ def policy_step(
     max_new_tokens:int=24, # longest caption
 )->Callable: # a loss function for `fit`, of row numbers of `x`
     "Stage 2's loss by the policy gradient"
+    if label_weight and labelled is None: raise ValueError('The label anchor needs labelled pairs: give them, or label_weight=0')
     if kl and reference is None: raise ValueError('A divergence needs a reference: give frozen_copy(model), or kl=0')
     def loss_fn(model, rows):
         model.eval()
@@ -73,7 +74,7 @@ def policy_step(
         if kl:
             with torch.no_grad(): ref = reference(each, g.tokens, g.mask)
             div = kl_to_reference(logits, ref, g.mask); loss = loss+kl*div; stats['kl'] = div.item()
-        if label_weight and labelled is not None:
+        if label_weight:
             loss = loss+label_weight*caption_step(labelled)(model, torch.randint(len(labelled), (label_batch,)))[0]
         return loss,stats
     return loss_fn

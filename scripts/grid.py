@@ -1,0 +1,60 @@
+"Run a grid of experiments: every variant with every seed. Finished runs are not done again, so a grid that was interrupted goes on."
+import json, os, subprocess, time, tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+from fastcore.script import Param, call_parse
+
+
+def commit():
+    "The commit that the code is at, with a mark if files differ from it"
+    out = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return out.stdout.strip() or 'unknown'
+
+
+def one(recipe, settings, out, result, keep_each):
+    "One experiment in a process of its own; its result as one JSON file"
+    import torch
+    from clipcap_ssl.config import load_config
+    from clipcap_ssl.core import read_json, write_text
+    from clipcap_ssl.experiment import run
+    torch.set_num_threads(1)
+    start = time.time()
+    run(load_config(recipe, **settings), out, say=lambda o: None)
+    found = read_json(Path(out)/'scores.json')
+    found['meta']['commit'] = commit()
+    found['meta']['wall_seconds'] = round(time.time()-start, 1)
+    if keep_each: found['each'] = read_json(Path(out)/'each.json')
+    write_text(result, json.dumps(found, ensure_ascii=False, allow_nan=False)+'\n')
+    return time.time()-start
+
+
+def jobs(grid, name, out, data):
+    "(label, arguments of `one`) of what is not done yet"
+    for variant,settings in grid['variants'].items():
+        for seed in settings.pop('seeds', grid['seeds']):
+            result = Path(data)/name/f'{variant}-seed{seed}.json'
+            if not result.is_file(): yield result.stem,(grid['recipe'], grid.get('settings', {}) | settings | {'seed': seed}, Path(out)/name/result.stem, result, grid.get('each', False))
+
+
+@call_parse
+def main(
+    grid:str, # A grid: a TOML file with recipe, seeds, settings for all, and a table of settings for each variant
+    out:str='runs/grids', # Folder of the runs
+    data:str='nbs/results/data', # Folder of the results: GRID/VARIANT-seedN.json
+    workers:int=2, # Experiments side by side, one thread each
+    only:Param('Only these variants', str, nargs='*')=None,
+):
+    "Run a grid of experiments. Example: python scripts/grid.py scripts/grids/main.toml"
+    conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
+    if only: conf['variants'] = {k:v for k,v in conf['variants'].items() if k in only}
+    todo = list(jobs(conf, Path(grid).stem, out, data))
+    print(f'{len(todo)} experiments to do', flush=True)
+    failed = 0
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool, patch.dict(os.environ, TQDM_DISABLE='1', OMP_NUM_THREADS='1'):
+        running = {pool.submit(one, *args):label for label,args in todo}
+        for n,j in enumerate(as_completed(running), 1):
+            try: print(f'{n}/{len(todo)} {running[j]}: {j.result():.0f} s', flush=True)
+            except Exception as e: failed += 1; print(f'{n}/{len(todo)} {running[j]} failed: {type(e).__name__}: {e}', flush=True)
+    raise SystemExit(failed>0)

@@ -88,13 +88,13 @@ def _cover(piece, vocab):
     return out
 
 # %% ../nbs/11a_bridge.ipynb #6d8531de
-def _kind(c): return 0 if c.isalpha() else 1 if c.isdigit() else 2
+def _kind(c): return 0 if c.isalpha() else 1 if c.isdigit() else 2 if c=='-' else 3
 
 def _breaks(encoder):
-    "Does the tower end a word between a letter, a digit, another sign (rows) and the next (columns)?"
-    pairs = list(product('a1.', 'a1.'))
-    apart,close = _ids(encoder, [f'{a} {b}' for a,b in pairs]),_ids(encoder, [a+b for a,b in pairs])
-    return torch.tensor([a==b for a,b in zip(apart, close)]).view(3, 3)
+    "Does the tower end a word between a letter, a digit, a hyphen, another sign (rows) and the next (columns)?"
+    pairs = list(product('a1-.', 'a1-.'))
+    apart,close = _ids(encoder, [f'a{a} {b}a' for a,b in pairs]),_ids(encoder, [f'a{a}{b}a' for a,b in pairs])
+    return torch.tensor([a==b for a,b in zip(apart, close)]).view(4, 4)
 
 def _last_word(text, breaks):
     "Where the last of the tower's words in `text` begins"
@@ -133,7 +133,7 @@ class Bridge:
         self.encoder,self.tables,self.breaks = encoder,piece_tables(texts, encoder, m).to(dev),_breaks(encoder).to(dev)
         self.special = torch.tensor([i in tokenizer.all_special_ids for i in range(len(texts))], device=dev)
         self.starts,self.ends = starts.to(dev)|self.special,ends.to(dev)
-        self.first,self.last = (torch.tensor([_kind(t[k]) if t else 2 for t in texts], device=dev) for k in (0,-1))
+        self.first,self.last = (torch.tensor([_kind(t[k]) if t else 3 for t in texts], device=dev) for k in (0,-1))
         empty = encoder.tokenizer(['']).to(dev); n = text_ends(encoder, empty)[0]
         self.before,self.end,self.room = empty[0,:n],empty[0,n],empty.shape[1]-1
         self.tables[:,self.special,0] = self.end.int()

@@ -26,7 +26,7 @@ class WorldConfig:
     seed:int=0 # of everything that is random
     n_train:int=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:int=500 # photos to judge on, at most
-    split:str='test' # the folder's split to judge on: 'test', or 'dev' while settings are being chosen
+    n_dev:int=0 # photos kept apart from the training photos, to choose settings by; judged beside the test photos
     n_pairs:int=400 # labelled pairs, the dial of the paper's question
     n_dev_pairs:int=40 # how many of these are kept back to choose by
 
@@ -79,9 +79,9 @@ class PolicyConfig(ExpertConfig):
     policy_lr_lm:float=2e-4 # learning rate of the language model
     gumbel_steps:int=150 # steps of the Gumbel route
     gumbel_samples:int=2 # Gumbel: captions a photo
-    gumbel_temperature:float=1. # Gumbel: of the soft choice behind the hard one
-    gumbel_lr:float=6e-4 # Gumbel: learning rate of the mapping network
-    gumbel_lr_lm:float=2e-4 # Gumbel: learning rate of the language model
+    gumbel_temperature:float=2. # Gumbel: of the soft choice behind the hard one
+    gumbel_lr:float=1.2e-3 # Gumbel: learning rate of the mapping network
+    gumbel_lr_lm:float=4e-4 # Gumbel: learning rate of the language model
 
 # %% ../nbs/15a_config.ipynb #6f9e37fa
 @dataclass
@@ -112,7 +112,7 @@ class Config(RewardConfig):
     trace:int=0 # stage 2: steps between looks at reward, divergence and truth; 0: never
 
 # %% ../nbs/15a_config.ipynb #5ea24e88
-row_names = ('text_only','stage1','guided','best_of_n','stage2_expert','reward_free','oracle_expert','stage2_policy','anchors_only','stage2_gumbel','abstract','naive','full','full_stage2','human')
+row_names = ('text_only','stage1','guided','best_of_n','stage2_expert','reward_free','oracle_expert','stage2_policy','anchors_only','stage2_gumbel','abstract','naive','full','full_guided','full_stage2','human')
 
 def row_start(
     cfg:Config, # the settings
@@ -123,7 +123,7 @@ def row_start(
     if kind in ('stage1','full'): return 'text_only' if cfg.n_texts else None
     if kind in ('text_only','human'): return None
     if kind in ('stage2_policy','stage2_gumbel','anchors_only'): return cfg.policy_from
-    return 'full' if kind=='full_stage2' else 'stage1'
+    return 'full' if kind in ('full_guided','full_stage2') else 'stage1'
 
 # %% ../nbs/15a_config.ipynb #7cf2c387
 def kept_row(
@@ -150,7 +150,7 @@ def _check_rows(rows):
     for r in rows:
         kind,_,n = r.partition('@')
         if kind not in row_names: raise ValueError(f"There is no row '{r}'; rows: {' '.join(row_names)}")
-        if n and (kind not in ('guided','best_of_n') or not n.replace('.', '', 1).isdigit()): raise ValueError(f"'{r}': only guided@STRENGTH and best_of_n@N take a number")
+        if n and (kind not in ('guided','full_guided','best_of_n') or not n.replace('.', '', 1).isdigit()): raise ValueError(f"'{r}': only guided@STRENGTH, full_guided@STRENGTH and best_of_n@N take a number")
 
 def _checked(settings):
     "Settings with known names and right types"

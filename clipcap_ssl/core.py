@@ -105,7 +105,7 @@ def ensure_torchvision():
 _kept = []
 
 # %% ../nbs/00_core.ipynb #6072955e
-palette = dict(stage1='#999999', stage2_expert='#009E73', stage2_policy='#0072B2', abstract='#E69F00',
+palette = dict(stage1='#999999', stage2_expert='#009E73', stage2_policy='#0072B2', stage2_gumbel='#56B4E9', abstract='#E69F00',
                naive='#D55E00', full='#000000', guided='#CC79A7', best_of_n='#F0E442', human='#5D4037')
 
 # %% ../nbs/00_core.ipynb #b3b8a46b

@@ -104,7 +104,7 @@ def write_captions(
     "Captions of photos as a row decodes them: greedy, but for `guided` and `best_of_n`"
     kw = dict(max_new_tokens=cfg.max_new_tokens, no_repeat_ngram_size=cfg.no_repeat_ngram_size)
     kind,_,n = row.partition('@')
-    if kind=='guided': return guided(model, x, float(n or cfg.strength), **kw).text
+    if kind in ('guided','full_guided'): return guided(model, x, float(n or cfg.strength), **kw).text
     if kind=='best_of_n': return best_of_n(model, x, model.encoder, int(n or cfg.best_of), seed=cfg.seed, **kw).text
     return greedy(model, x, **kw).text
 
@@ -153,7 +153,8 @@ def _run_row(cfg, world, out, row):
     write_text(out/'rows'/f'{row}.log.jsonl', ''.join(json.dumps(dict(row=row, **o))+'\n' for o in log))
     if row in _parents(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
     if row==kept_row(cfg): _save_captioner(cfg, world, model, out/'captioner')
-    write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(time.process_time()-t+spent, 1), captions=dict(zip(world.test.ids, caps)), trace=[r for h in hooks for r in h.rows]))
+    write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(time.process_time()-t+spent, 1), captions=dict(zip(world.test.ids, caps)),
+        dev=dict(zip(world.dev.ids, write_captions(cfg, row, model, world.dev.x))) if world.dev else {}, trace=[r for h in hooks for r in h.rows]))
 
 # %% ../nbs/16_experiment.ipynb #0039e211
 def _row_process(cfg, out, device, row, threads):
@@ -219,10 +220,16 @@ def _each(scores):
     keep = ('cider','clip_score','p_at_1_100','oracle_p_at_1_100','precision','recall','repetition','mean_length')
     return {r:{k:[None if np.isnan(v) else round(float(v), 3) for v in s.each[k]] for k in keep if k in s.each} for r,s in scores.items()}
 
+def _dev_scores(cfg, world, said):
+    "Scores on the photos that settings are chosen by"
+    caps = {r:o['dev'] for r,o in said.items()} | ({'human': world.dev.human} if 'human' in cfg.rows else {})
+    return {r:{k:float(v) for k,v in evaluate(c, world.dev.references, world.dev.x_judge, world.judge, prompt=cfg.prompt).items()} for r,c in caps.items()}
+
 def _write_account(cfg, out, world, book, seconds, said, caps, scores):
     "scores.json, each.json, log.jsonl, captions.jsonl"
     meta = dict(version=__version__, torch=torch.__version__, device=str(world.encoder.device), seed=cfg.seed, seconds=round(seconds, 1), encoder=world.encoder.hash, judge=world.judge.hash, ledger=book, config=asdict(cfg))
     found = dict(meta=meta, rows={r:{k:float(v) for k,v in s.items()} for r,s in scores.items()}, traces={r:o['trace'] for r,o in said.items() if o.get('trace')})
+    if world.dev: found['dev'] = _dev_scores(cfg, world, said)
     if world.scenes: found['attributes'] = {r:precision_by_attribute(c, world.scenes) for r,c in caps.items()}
     write_json(out/'scores.json', found); write_json(out/'each.json', _each(scores))
     write_text(out/'log.jsonl', ''.join((out/'rows'/f'{r}.log.jsonl').read_text(encoding='utf-8') for r in said))

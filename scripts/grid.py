@@ -45,9 +45,11 @@ def main(
     data:str='nbs/results/data', # Folder of the results: GRID/VARIANT-seedN.json
     workers:int=2, # Experiments side by side, one thread each
     only:Param('Only these variants', str, nargs='*')=None,
+    set:Param('A setting for all, as key=value; may be repeated', str, action='append')=None,
 ):
     "Run a grid of experiments. Example: python scripts/grid.py scripts/grids/main.toml"
     conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
+    conf['settings'] = conf.get('settings', {}) | dict(o.split('=', 1) for o in set or [])
     if only: conf['variants'] = {k:v for k,v in conf['variants'].items() if k in only}
     todo = list(jobs(conf, Path(grid).stem, out, data))
     print(f'{len(todo)} experiments to do', flush=True)

@@ -103,10 +103,12 @@ class Config(RewardConfig):
     full_steps:int=1500 # full supervision: steps
     full_lr:float=3e-3 # full supervision: learning rate of the mapping network
     full_lr_lm:float=1e-3 # full supervision: learning rate of the language model
-    abstract_steps:int=60 # cosine alone, stopped early: steps
-    naive_steps:int=250 # cosine alone, left to run: steps
-    naive_lr:float=2e-3 # both: learning rate of the mapping network
-    naive_lr_lm:float=1e-3 # both: learning rate of the language model
+    abstract_steps:int=40 # cosine alone, gently and stopped early: steps
+    abstract_lr:float=3e-4 # its learning rate of the mapping network
+    abstract_lr_lm:float=1e-4 # its learning rate of the language model
+    naive_steps:int=200 # cosine alone, left to run: steps
+    naive_lr:float=1e-3 # its learning rate of the mapping network
+    naive_lr_lm:float=5e-4 # its learning rate of the language model
     strength:float=2. # guided decoding: strength
     best_of:int=8 # best of n: captions sampled
     trace:int=0 # stage 2: steps between looks at reward, divergence and truth; 0: never

@@ -87,12 +87,12 @@ def _gumbel(cfg, world, model, hooks=()):
     return train_gumbel(model, world.x, world.encoder, world.x[:cfg.bank], _labels(cfg, world, model)[0], cfg.gumbel_steps, cfg.policy_batch, cfg.gumbel_samples, cfg.gumbel_lr, cfg.gumbel_lr_lm,
                         cfg.policy_kl, cfg.label_weight, cfg.scale, cfg.gumbel_temperature, cfg.max_new_tokens, cfg.seed, hooks)
 
-def _cosine(steps, cfg, world, model, hooks=()):
-    return train_self_supervised(model, world.x, clip_reward(world.encoder), None, getattr(cfg, steps), cfg.policy_batch, cfg.policy_samples, cfg.naive_lr, cfg.naive_lr_lm, 0., 0., cfg.max_new_tokens, cfg.seed, hooks)
+def _cosine(steps, lr, lr_lm, cfg, world, model, hooks=()):
+    return train_self_supervised(model, world.x, clip_reward(world.encoder), None, getattr(cfg, steps), cfg.policy_batch, cfg.policy_samples, getattr(cfg, lr), getattr(cfg, lr_lm), 0., 0., cfg.max_new_tokens, cfg.seed, hooks)
 
 # %% ../nbs/16_experiment.ipynb #f9396dc1
 row_training = dict(text_only=_text_only, stage1=_stage1, full=_full, stage2_expert=_expert, reward_free=partial(_expert, reward_free=True), oracle_expert=_oracle_expert, full_stage2=_full_stage2,
-                    stage2_policy=_policy, anchors_only=_anchors_only, stage2_gumbel=_gumbel, abstract=partial(_cosine, 'abstract_steps'), naive=partial(_cosine, 'naive_steps'))
+                    stage2_policy=_policy, anchors_only=_anchors_only, stage2_gumbel=_gumbel, abstract=partial(_cosine, 'abstract_steps', 'abstract_lr', 'abstract_lr_lm'), naive=partial(_cosine, 'naive_steps', 'naive_lr', 'naive_lr_lm'))
 
 # %% ../nbs/16_experiment.ipynb #879e98bb
 def write_captions(

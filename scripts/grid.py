@@ -8,12 +8,12 @@ from fastcore.script import Param, call_parse
 
 
 def commit():
-    "The commit that the code is at, with a mark if files differ from it"
-    out = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return out.stdout.strip() or 'unknown'
+    "The last commit that changed the package, with a mark if its files differ from it"
+    def git(*args): return subprocess.run(['git', *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True).stdout.strip()
+    return (git('log', '-1', '--format=%h', '--', 'clipcap_ssl') or 'unknown')+('-dirty' if git('status', '--porcelain', '--', 'clipcap_ssl') else '')
 
 
-def one(recipe, settings, out, result, keep_each):
+def one(recipe, settings, out, result, keep_each, version):
     "One experiment in a process of its own; its result as one JSON file"
     import torch
     from clipcap_ssl.config import load_config
@@ -23,19 +23,20 @@ def one(recipe, settings, out, result, keep_each):
     start = time.time()
     run(load_config(recipe, **settings), out, say=lambda o: None)
     found = read_json(Path(out)/'scores.json')
-    found['meta']['commit'] = commit()
+    found['meta']['commit'] = version
     found['meta']['wall_seconds'] = round(time.time()-start, 1)
-    if keep_each: found['each'] = read_json(Path(out)/'each.json')
+    keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall')   # what the pages make intervals of
+    if keep_each: found['each'] = {r:{k:v for k,v in o.items() if k in keep} for r,o in read_json(Path(out)/'each.json').items()}
     write_text(result, json.dumps(found, ensure_ascii=False, allow_nan=False)+'\n')
     return time.time()-start
 
 
-def jobs(grid, name, out, data):
+def jobs(grid, name, out, data, version):
     "(label, arguments of `one`) of what is not done yet"
     for variant,settings in grid['variants'].items():
         for seed in settings.pop('seeds', grid['seeds']):
             result = Path(data)/name/f'{variant}-seed{seed}.json'
-            if not result.is_file(): yield result.stem,(grid['recipe'], grid.get('settings', {}) | settings | {'seed': seed}, Path(out)/name/result.stem, result, grid.get('each', False))
+            if not result.is_file(): yield result.stem,(grid['recipe'], grid.get('settings', {}) | settings | {'seed': seed}, Path(out)/name/result.stem, result, grid.get('each', False), version)
 
 
 @call_parse
@@ -51,7 +52,7 @@ def main(
     conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
     conf['settings'] = conf.get('settings', {}) | dict(o.split('=', 1) for o in set or [])
     if only: conf['variants'] = {k:v for k,v in conf['variants'].items() if k in only}
-    todo = list(jobs(conf, Path(grid).stem, out, data))
+    todo = list(jobs(conf, Path(grid).stem, out, data, commit()))
     print(f'{len(todo)} experiments to do', flush=True)
     failed = 0
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool, patch.dict(os.environ, TQDM_DISABLE='1', OMP_NUM_THREADS='1'):

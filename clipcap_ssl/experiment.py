@@ -248,6 +248,8 @@ def score_run(
     said = {r:read_json(out/'rows'/f'{r}.json') for r in rows}
     caps = {r:o['captions'] for r,o in said.items()} | ({'human': world.human} if 'human' in cfg.rows else {})
     scores = {r:evaluate(c, world.references, world.x_judge, world.judge, world.scenes if len(world.test)>=100 else None, prompt=cfg.prompt) for r,c in caps.items()}
+    pay = contrastive_reward(world.encoder, world.x[:cfg.bank], cfg.scale)
+    for r,c in caps.items(): scores[r]['reward'] = pay(list(c.values()), world.x_test).mean().item()
     for r,o in said.items(): scores[r]['cpu_seconds'] = o['cpu_seconds']
     _write_account(cfg, out, world, book, seconds, said, caps, scores)
     n = min(8, len(world.test)); shown = {r:c for r,c in caps.items() if '@' not in r}

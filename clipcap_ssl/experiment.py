@@ -245,7 +245,7 @@ def score_run(
     rows:Sequence[str], # which rows
 )->dict[str,Scores]: # row -> scores
     "Judge the rows of a run and write scores, captions and gallery"
-    said = {r:read_json(out/'rows'/f'{r}.json') for r in rows}
+    said = {r:read_json(out/'rows'/f'{r}.json') for r in [*(r for r in rows if r not in cfg.rows), *(r for r in cfg.rows if r!='human')]}
     caps = {r:o['captions'] for r,o in said.items()} | ({'human': world.human} if 'human' in cfg.rows else {})
     scores = {r:evaluate(c, world.references, world.x_judge, world.judge, world.scenes if len(world.test)>=100 else None, prompt=cfg.prompt) for r,c in caps.items()}
     pay = contrastive_reward(world.encoder, world.x[:cfg.bank], cfg.scale)

@@ -22,10 +22,12 @@ try:
     from selenium.webdriver.support.ui import WebDriverWait
 except ImportError: missing('selenium is not installed')
 
+from PIL import Image
 from clipcap_ssl.config import load_config, save_config
 from clipcap_ssl.core import read_json, write_text
 from clipcap_ssl.scenes import foil
-from clipcap_ssl.study import clipcap_study, make_study, questions, test_photos
+from clipcap_ssl.page import make_study, questions, test_photos
+from clipcap_ssl.study import clipcap_study
 
 odd = '</script><img src=x onerror="document.title=1"> "it\'s" 🐕 כלב 犬 & &amp;'     # must be shown as it is
 
@@ -87,6 +89,8 @@ def answer_all(page, key, out, size, shots):
     n, log = len(key['items']), []
     b = browser(*size, out)
     try:
+        b.get('about:blank')
+        for o in ('performance', 'browser'): b.get_log(o)             # what the browser's own first page asked for
         b.get(page)
         shots(b, 'start')
         b.find_element(By.ID, 'name').send_keys(f'Zoë {size[0]}')
@@ -162,6 +166,10 @@ def main():
     report = read_json(out/'report.json')
     assert len(report['raters']) == 2 and report['questions']['overall']['pairs'] == 20 and report['verdict'].startswith(key['b']), report
     assert report['questions']['detail']['ties'] > .9, report
+    wide, narrow = (Image.open(out/f'study-{w}-half.png').convert('RGB') for w in (1280, 390))
+    both = Image.new('RGB', (1280 + 20 + 390, 900), '#888888')
+    both.paste(wide, (0, 0)), both.paste(narrow, (1300, 0))
+    both.resize((1014, 540), Image.LANCZOS).quantize(64).save(out/'study.png', optimize=True)      # the picture in nbs/images
     print(f'Pictures of the page: {out}')
 
 if __name__ == '__main__': main()

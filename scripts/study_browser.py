@@ -1,0 +1,175 @@
+"""The study's page in a real browser: python scripts/study_browser.py [FOLDER] [--run RUN --row-a ROW --row-b ROW]
+
+Makes a study of 20 pairs (from a run, or from hand-written captions of drawn scenes), answers it by mouse and by keys, reloads it
+half-way, saves the answers, and has clipcap_study report on the file. Fails if anything is lost, or if the page asks the network
+for anything. Leaves pictures of the page in FOLDER (default: a temporary one), wide and narrow, light and dark.
+
+Needs Chromium or Chrome with its driver, and selenium, which the package does not require:
+    apt-get install chromium chromium-driver; pip install selenium
+Without them it says so and ends with status 77. No test of the package needs it."""
+import argparse, base64, http.server, json, shutil, sys, tempfile, threading
+from dataclasses import replace
+from pathlib import Path
+
+def missing(what):
+    print(f'{what}: the page was not tested in a browser. What is needed stands at the top of {Path(__file__).name}', file=sys.stderr)
+    sys.exit(77)
+
+try:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+except ImportError: missing('selenium is not installed')
+
+from PIL import Image
+from clipcap_ssl.config import load_config, save_config
+from clipcap_ssl.core import read_json, write_text
+from clipcap_ssl.scenes import foil
+from clipcap_ssl.page import make_study, questions, test_photos
+from clipcap_ssl.study import clipcap_study
+
+odd = '</script><img src=x onerror="document.title=1"> "it\'s" 🐕 כלב 犬 & &amp;'     # must be shown as it is
+
+def tiny_run(folder):
+    "A folder that looks like a run's: one row true, one with colours that are wrong, and one caption that is an attack."
+    cfg = replace(load_config('scenes'), n_test=60, seed=3)
+    ds = test_photos(cfg)
+    true, false = zip(*(foil(s, 'colour', i) for i, s in zip(ds.ids, ds.scenes)))
+    rows = [dict(id=i, references=c[1:], stage2_policy=f'{odd} {k}' if k % 12 == 0 else b, full=a) for k, (i, c, a, b) in enumerate(zip(ds.ids, ds.captions, true, false))]
+    save_config(cfg, folder/'config.toml')
+    write_text(folder/'captions.jsonl', ''.join(json.dumps(o) + '\n' for o in rows))
+    return folder
+
+def browser(width, height, downloads):
+    "A fresh Chromium that writes down every request."
+    binary = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+    driver = shutil.which('chromedriver')
+    if not binary or not driver: missing('No Chromium or no chromedriver')
+    o = webdriver.ChromeOptions()
+    o.binary_location = binary
+    for a in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+              '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
+    o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
+    o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
+    b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
+    b.set_page_load_timeout(300)
+    b.execute_cdp_cmd('Network.enable', {})
+    b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
+    if width < 600: b.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', dict(enabled=True))
+    return b
+
+def check(b, page, log):
+    "No request but for the page itself and what it holds; no error in the console."
+    for m in (json.loads(o['message'])['message'] for o in b.get_log('performance')):
+        if m['method'] == 'Network.requestWillBeSent': log.append(m['params']['request']['url'][:80])
+    outside = {o for o in log if not o.startswith(('data:', 'blob:')) and o != page[:80]}
+    assert not outside, f'the page asked for {outside}'
+    errors = [o['message'] for o in b.get_log('browser') if o['level'] == 'SEVERE']
+    assert not errors, errors
+
+def at(b): return b.find_element(By.ID, 'where').text
+def done(b, k): return len(b.execute_script('return Object.values(state.answers).filter(o => Object.keys(o).length === 4)')) == k
+def wait(b, what): WebDriverWait(b, 60).until(lambda _: what())
+
+def answer_item(b, key, k, keys):
+    "Answer one item: the sides that the key calls better, by keys or by mouse; a tie for detail."
+    o = key['items'][str(k)]
+    side = 'left' if o['left'] in ('b', 'true') else 'right'
+    for q in questions:
+        value = 'tie' if q == 'detail' else side
+        if keys: b.switch_to.active_element.send_keys({'left': '1', 'tie': '0', 'right': '2'}[value])
+        else: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value={value}]').click()
+    wait(b, lambda: b.find_element(By.ID, 'next').is_enabled())
+    if keys: b.switch_to.active_element.send_keys(Keys.ENTER)
+    else: b.find_element(By.ID, 'next').click()
+
+def answer_all(page, key, out, size, shots):
+    "One rater; returns the file that was saved."
+    n, log = len(key['items']), []
+    b = browser(*size, out)
+    try:
+        b.get('about:blank')
+        for o in ('performance', 'browser'): b.get_log(o)             # what the browser's own first page asked for
+        b.get(page)
+        shots(b, 'start')
+        b.find_element(By.ID, 'name').send_keys(f'Zoë {size[0]}')
+        b.find_element(By.ID, 'begin').click()
+        shots(b, 'first')
+        said = [o.text for o in b.find_elements(By.CSS_SELECTOR, '.said')]
+        assert len(said) == 2 and all(said), said
+        assert b.execute_script('return document.documentElement.scrollWidth <= innerWidth'), 'the page is wider than the screen'
+        for k in range(1, n + 1):
+            assert at(b) == f'Picture {k} of {n}', at(b)
+            shown, meant = (b.execute_script(s) for s in ("return [...document.querySelectorAll('.said')].map(o => o.textContent)", f'return items[{k-1}].captions'))
+            assert shown == meant, (shown, meant)
+            if '</script>' in ''.join(meant): shots(b, 'odd')
+            if k == n // 2:                              # two questions in, then a reload
+                for q in list(questions)[:2]: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value=tie]').click()
+                shots(b, 'half')
+                b.refresh()
+                assert at(b) == f'Picture {k} of {n}' and done(b, k - 1), 'progress was lost'
+                assert [o.get_attribute('name') for o in b.find_elements(By.CSS_SELECTOR, '#form input:checked')] == list(questions)[:2], 'half an item was lost'
+                for q in list(questions)[:2]: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value={"left" if key["items"][str(k)]["left"] in ("b", "true") else "right"}]').click()
+                keys = list(questions)[2:]
+                b.find_element(By.CSS_SELECTOR, f'#q-{keys[0]} input[value=tie]').click()
+                b.switch_to.active_element.send_keys('0')
+                b.switch_to.active_element.send_keys(Keys.ENTER)
+            else: answer_item(b, key, k, keys=k % 3 == 1)
+        assert b.find_element(By.ID, 'end').is_displayed()
+        shots(b, 'end')
+        b.refresh()
+        assert b.find_element(By.ID, 'end').is_displayed(), 'the end was lost'
+        assert b.title == 'Which caption is better?', 'a caption ran as a program'
+        before = set(out.glob('answers-*.json'))
+        b.find_element(By.ID, 'export').click()
+        wait(b, lambda: set(out.glob('answers-*.json')) - before)
+        check(b, page, log)
+        print(f'{size[0]} px: {n} items, {len(log)} entries in the network log, none outside the page')
+        return (set(out.glob('answers-*.json')) - before).pop()
+    finally: b.quit()
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('folder', nargs='?'), p.add_argument('--run'), p.add_argument('--row-a'), p.add_argument('--row-b', default='full')
+    args = p.parse_args()
+    out = Path(args.folder or tempfile.mkdtemp()).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    run = Path(args.run) if args.run else tiny_run(out/'run')
+    page, keyfile, key = make_study(run, run, args.row_a, args.row_b, n=20, seed=1, out=out/'study.html')
+    print(f'{page.stat().st_size/1e3:.0f} kB, {len(key["items"])} items')
+
+    def shots(b, name):
+        width = b.execute_script('return innerWidth')
+        b.save_screenshot(str(out/f'study-{width}-{name}.png'))
+        if name in ('first', 'half', 'odd'):
+            full = b.execute_cdp_cmd('Page.captureScreenshot', dict(captureBeyondViewport=True))
+            (out/f'study-{width}-{name}-whole.png').write_bytes(base64.b64decode(full['data']))
+        b.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value='dark')]))
+        b.save_screenshot(str(out/f'study-{width}-{name}-dark.png'))
+        b.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[]))
+
+    for o in out.glob('answers-*.json'): o.unlink()
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *a): super().__init__(*a, directory=str(out))
+        def log_message(self, *a): asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files = [answer_all(page.as_uri(), key, out, (1280, 900), shots),                                               # from disk
+             answer_all(f'http://127.0.0.1:{server.server_port}/{page.name}', key, out, (390, 844), shots)]         # as a static page
+    server.shutdown()
+    assert set(asked) == {f'/{page.name}'}, asked                                                                   # not even a favicon
+    clipcap_study.__wrapped__([], report=[str(o) for o in files], out=str(out/'report.json'))
+    report = read_json(out/'report.json')
+    assert len(report['raters']) == 2 and report['questions']['overall']['pairs'] == 20 and report['verdict'].startswith(key['b']), report
+    assert report['questions']['detail']['ties'] > .9, report
+    wide, narrow = (Image.open(out/f'study-{w}-half.png').convert('RGB') for w in (1280, 390))
+    both = Image.new('RGB', (1280 + 20 + 390, 900), '#888888')
+    both.paste(wide, (0, 0)), both.paste(narrow, (1300, 0))
+    both.resize((1014, 540), Image.LANCZOS).quantize(64).save(out/'study.png', optimize=True)      # the picture in nbs/images
+    print(f'Pictures of the page: {out}')
+
+if __name__ == '__main__': main()

@@ -65,7 +65,7 @@ def save_lm(folder, small):
     "A GPT-2 with random weights and a tokenizer, as a folder"
     tok = clip_bpe_tokenizer()
     lm = new_lm(tok, *((64, 2, 2) if small else (768, 12, 12)), n_positions=1024)
-    lm.resize_token_embeddings(50_257); lm.save_pretrained(folder); tok.save_pretrained(folder)
+    lm.resize_token_embeddings(50_257, mean_resizing=False); lm.save_pretrained(folder); tok.save_pretrained(folder)
 
 def decoders_of(model, x, encoder, n_tokens, report, device):
     "Every way of writing, and what its log-probabilities are worth"

@@ -17,6 +17,7 @@ def missing(what):
 
 try:
     from selenium import webdriver
+    from selenium.common.exceptions import SessionNotCreatedException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -52,7 +53,10 @@ def browser(width, height, downloads):
               '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
     o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
     o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
+    for k in range(3):                                                # on a busy machine the browser may start too late for its driver
+        try: b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver)); break
+        except SessionNotCreatedException:
+            if k == 2: raise
     b.set_page_load_timeout(300)
     b.execute_cdp_cmd('Network.enable', {})
     b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))

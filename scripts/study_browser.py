@@ -1,4 +1,4 @@
-"""The study's page in a real browser: python scripts/study_browser.py [FOLDER] [--run RUN --row-a ROW --row-b ROW]
+"""The study's page in a real browser: python scripts/study_browser.py [FOLDER] [--run RUN --row_a ROW --row_b ROW]
 
 Makes a study of 20 pairs (from a run, or from hand-written captions of drawn scenes), answers it by mouse and by keys, reloads it
 half-way, saves the answers, and has clipcap_study report on the file. Fails if anything is lost, or if the page asks the network
@@ -141,7 +141,7 @@ def answer_all(page, key, out, size, shots):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('folder', nargs='?'), p.add_argument('--run'), p.add_argument('--row-a'), p.add_argument('--row-b', default='full')
+    p.add_argument('folder', nargs='?'), p.add_argument('--run'), p.add_argument('--row_a'), p.add_argument('--row_b', default='full')
     args = p.parse_args()
     out = Path(args.folder or tempfile.mkdtemp()).resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -116,12 +116,12 @@ def clipcap_study(
     report:Param('Instead: files that raters saved', str, nargs='+')=None,
     key:str=None, # With --report: the key file; default: the one beside the answers or here
 ):
-    "A blind study of two captioners: makes one page to send to people, and a key to keep. Example: clipcap_study runs/demo runs/demo --row-a stage2_policy --row-b full; later: clipcap_study --report answers-*.json"
+    "A blind study of two captioners: makes one page to send to people, and a key to keep. Example: clipcap_study runs/demo runs/demo --row_a stage2_policy --row_b full; later: clipcap_study --report answers-*.json"
     if report:
         answers = read_answers(report); found = _find_key(answers[0]['study'], report, key); held = read_json(found)
         if not isinstance(held, dict) or not {'study','items','a','b'}<=set(held): raise ValueError(f'{found} is no key of a study')
         o = study_report(answers, held); print(report_table(o)); print(f"\nWritten to {write_json(out or 'study-report.json', o)}"); return
-    if len(runs) not in (1,2): raise ValueError('give the folders of two runs (or of one, with --row-a and --row-b), or --report FILES')
+    if len(runs) not in (1,2): raise ValueError('give the folders of two runs (or of one, with --row_a and --row_b), or --report FILES')
     page,path,k = make_study(runs[0], runs[-1], row_a, row_b, n, checks, seed, size, out or 'study.html')
     m = sum('a' in o.values() for o in k['items'].values()); less = '' if m>=n else f' (the captions differ on no more; {n} were asked for)'
     print(f"{page}: {m} pairs{less}, {len(k['items'])-m} checks, {page.stat().st_size/1e6:.2f} MB. Send this file.\n{path}: who is who. Keep this one.\nA: {k['a']}   B: {k['b']}\n{m} pairs show a win rate of {detectable(m):.0%} or more four times in five; {pairs_needed(.6)} would show 60 %.")

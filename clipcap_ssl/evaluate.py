@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['score_names', 'Scores', 'evaluate', 'human_row', 'compare', 'comparable', 'more_distinctive', 'more_informative',
-           'load_scores', 'table', 'ranked', 'gallery']
+           'load_scores', 'table', 'ranked']
 
 # %% ../nbs/14_evaluate.ipynb #43f81572
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
-from .core import read_json, show_captions
+from .core import read_json
+from .decoder import PreTrainedModel, PreTrainedTokenizerBase
 from .encoder import ImageTextEncoder
 from .intervals import Interval, bootstrap_ci, paired_difference
-from .metrics import clip_score, distinct, mean_length, p_at_1, repetition, score_each
+from .metrics import clip_score, distinct, distinct_n, hits_at_k, mean_length, p_at_1, p_at_1_near, ref_clip_score, repetition, score_each
 from .oracle import oracle_per_image
 from .scenes import Scene
+from .wording import beyond_context, broken_ending, content_words, coverage, nouns_and_adjectives, perplexity, shared, vocabulary_size
 
 # %% ../nbs/14_evaluate.ipynb #ab3bda03
 class Scores(dict):
@@ -38,18 +40,42 @@ def _mean(v):
     return 0. if np.isnan(v).all() else float(np.nanmean(v))
 
 # %% ../nbs/14_evaluate.ipynb #2b093102
-def _judged(texts, x, judge, prompt):
+_seen = {}   # (hash of a judge, text) -> its embedding; the references come back with every row of a table
+
+def _embedded(judge, texts):
+    "Embeddings of texts by a judge, each made once"
+    key = getattr(judge, 'hash', id(judge))
+    if len(_seen)>100_000: _seen.clear()
+    new = [t for t in dict.fromkeys(texts) if (key,t) not in _seen]
+    if new: _seen.update(zip(((key,t) for t in new), judge.encode_text(new).cpu()))
+    return torch.stack([_seen[key,t] for t in texts])
+
+def _judged(texts, x, judge, prompt, references, w):
     "Scores of every caption by a judge's features"
     if x is None or len(x)!=len(texts): raise ValueError(f'A judge needs the features of its {len(texts)} images, in the order of the captions; got {None if x is None else len(x)}')
     y = judge.encode_text([prompt+o for o in texts])
-    each = dict(clip_score=clip_score(x.to(y.device), y).cpu())
-    if len(x)>=100: each['p_at_1_100'] = p_at_1(y.float()@x.to(y).float().T, per_image=True)
+    x = x.to(y); sim = y.float()@x.float().T; each = dict(clip_score=clip_score(x, y, w).cpu())
+    if references is not None: each['ref_clip_score'] = ref_clip_score(x, y, _embedded(judge, [prompt+c for cs in references for c in cs]).to(y).split([len(cs) for cs in references]), w).cpu()
+    each |= {f'r_at_{k}':hits_at_k(sim, k).cpu() for k in (1,5,10) if k<len(x)}
+    if len(x)>=10: each['p_at_1_near'] = p_at_1_near(sim, x.float(), per_image=True)
+    if len(x)>=100: each['p_at_1_100'] = p_at_1(sim, per_image=True)
+    if hasattr(judge, 'tokenizer'): each['beyond_context'] = beyond_context([prompt+o for o in texts], judge).float().cpu()
     return each
 
 # %% ../nbs/14_evaluate.ipynb #1c8944eb
-score_names = ('bleu1','bleu2','bleu3','bleu4','meteor','rouge_l','cider','clip_score','p_at_1_100','oracle_p_at_1_100','precision','recall',
-               'repetition','mean_length','distinct','cpu_seconds')
+score_names = ('bleu1','bleu2','bleu3','bleu4','meteor','rouge_l','cider','spice','clip_score','ref_clip_score','p_at_1_100','p_at_1_near','r_at_1','r_at_5','r_at_10','oracle_p_at_1_100','precision','recall',
+               'coverage','content_words','nouns','adjectives','mean_length','repetition','broken_ending','beyond_context','perplexity','distinct','shared','distinct_1','distinct_2','vocabulary','cpu_seconds')
 
+def _worded(texts, references, lm):
+    "Scores of the words alone: values of single captions, and those of the set"
+    tagged = [nouns_and_adjectives(t) for t in texts]
+    each = dict(repetition=[repetition([o]) for o in texts], mean_length=[mean_length([o]) for o in texts], broken_ending=list(map(broken_ending, texts)),
+                content_words=[len(content_words(t)) for t in texts], nouns=[len(n) for n,_ in tagged], adjectives=[len(a) for _,a in tagged])
+    if references is not None: each['coverage'] = [coverage(t, r) for t,r in zip(texts, references)]
+    total = dict(distinct=distinct(texts), shared=shared(texts), distinct_1=distinct_n(texts, 1), distinct_2=distinct_n(texts, 2), vocabulary=vocabulary_size(texts))
+    return each,total | (dict(perplexity=perplexity(texts, *lm)) if lm else {})
+
+# %% ../nbs/14_evaluate.ipynb #2d9b7e9a
 def evaluate(
     captions:dict[str,str], # id -> caption to judge
     references:dict[str,Sequence[str]]=None, # id -> human captions; the same ids
@@ -58,19 +84,24 @@ def evaluate(
     scenes:dict[str,Scene]=None, # id -> scene, at least 100: the oracle judges as well
     metrics:Sequence[str]=('bleu','rouge_l','cider','meteor'), # reference scores
     prompt:str='', # put before a caption for the judge: 'A photo depicts ' for photos
+    reward:ImageTextEncoder=None, # the encoder that was the reward: a judge with the same weights gives a warning
+    w:float=2.5, # of CLIP-S; 2 where the judge has the weights of PAC-S
+    lm:tuple[PreTrainedModel,PreTrainedTokenizerBase]=None, # a language model that was not in the reward, and its tokenizer: perplexity
 )->Scores: # in the order of `score_names`
     "All scores of one captioner that the given material allows"
     texts,total,each = list(captions.values()),{},{}
+    if judge is not None and reward is not None and judge.hash==reward.hash: warnings.warn(f"The judge '{judge.name}' is the encoder of the reward: its scores say how well the reward was climbed, not how good the captions are")
     if references is not None and metrics:
         total,images = score_each(captions, references, metrics)
         each |= {k:images[k] for k in ('rouge_l','cider') if k in images}
-    if judge is not None: each |= _judged(texts, x, judge, prompt)
+    people = [list(references[i]) for i in captions] if references is not None else None
+    if judge is not None: each |= _judged(texts, x, judge, prompt, people, w)
     if scenes is not None: each |= oracle_per_image(captions, scenes)
-    each |= dict(repetition=[repetition([o]) for o in texts], mean_length=[mean_length([o]) for o in texts])
-    total |= {k:_mean(v) for k,v in each.items()} | dict(distinct=distinct(texts))
-    return Scores({k:total[k] for k in score_names if k in total}, captions, each)
+    worded,counted = _worded(texts, people, lm); each |= worded
+    total |= {k:_mean(v) for k,v in each.items()} | counted
+    return Scores({k:float(total[k]) for k in score_names if k in total}, captions, each)
 
-# %% ../nbs/14_evaluate.ipynb #546b50f8
+# %% ../nbs/14_evaluate.ipynb #a4d37aab
 def human_row(
     references:dict[str,Sequence[str]], # id -> human captions, two or more
     which:int=0, # whose caption is judged
@@ -80,7 +111,7 @@ def human_row(
     if alone: raise ValueError(f'{len(alone)} images have fewer than two captions, e.g. {alone[:3]}')
     return {i:o[which] for i,o in references.items()}, {i:[c for j,c in enumerate(o) if j!=which%len(o)] for i,o in references.items()}
 
-# %% ../nbs/14_evaluate.ipynb #a4d37aab
+# %% ../nbs/14_evaluate.ipynb #7a94255c
 def _values(rows, metric):
     "Image values of one captioner, or of several seeds of it, as 's n', and the images"
     rows = [rows] if isinstance(rows, Scores) else list(rows)
@@ -95,7 +126,7 @@ def _pair(a, b, metric):
     if ids!=other: raise ValueError('The captioners were judged on different images, or in another order')
     return va,vb,ids
 
-# %% ../nbs/14_evaluate.ipynb #66326ee8
+# %% ../nbs/14_evaluate.ipynb #52a54479
 def compare(
     a:Scores|Sequence[Scores], # one captioner; several seeds as a list
     b:Scores|Sequence[Scores], # the other, on the same images; as many seeds, seed by seed, or one
@@ -106,7 +137,7 @@ def compare(
     "How much higher is `a` than `b` on the same images (and seeds)?"
     return paired_difference(*_pair(a, b, metric)[:2], n=n, seed=seed)
 
-# %% ../nbs/14_evaluate.ipynb #00444b09
+# %% ../nbs/14_evaluate.ipynb #f0a095cf
 def comparable(
     a:Scores|Sequence[Scores], # a captioner with few labels
     full:Scores|Sequence[Scores], # full supervision, on the same images
@@ -116,7 +147,7 @@ def comparable(
     "Is CIDEr no worse than full supervision's by more than a margin, with 95 % confidence?"
     return compare(a, full, seed=seed).low > -margin*_mean(_values(full, 'cider')[0])
 
-# %% ../nbs/14_evaluate.ipynb #9aa2c653
+# %% ../nbs/14_evaluate.ipynb #66e5ddad
 def more_distinctive(
     a:Scores|Sequence[Scores], # a captioner
     b:Scores|Sequence[Scores], # the one to beat, on the same images
@@ -133,7 +164,7 @@ def more_informative(
     "Is recall higher, and precision at most a little lower, with 95 % confidence?"
     return compare(a, b, 'recall').low > 0 and compare(a, b, 'precision').low > -margin
 
-# %% ../nbs/14_evaluate.ipynb #0ebef799
+# %% ../nbs/14_evaluate.ipynb #c6c89933
 def load_scores(
     paths:Sequence[str|Path], # result files: {'rows': {row: {score: number}}, 'each': {row: {score: [number or null]}}}, a file a seed
 )->dict[str,list[Scores]]: # row -> a `Scores` a seed, of the rows that all files have
@@ -145,7 +176,7 @@ def load_scores(
         return Scores(o['rows'][r], range(len(next(iter(each.values()), ()))), each)
     return {r:[one(o, r) for o in found] for r in found[0]['rows'] if all(r in o['rows'] for o in found)}
 
-# %% ../nbs/14_evaluate.ipynb #66e5ddad
+# %% ../nbs/14_evaluate.ipynb #1aa082c9
 def _cell(rows, name, interval):
     "One cell of the table: mean over seeds, and its interval"
     vs = [r[name] for r in rows if name in r]
@@ -156,7 +187,7 @@ def _cell(rows, name, interval):
     if not interval or not all(name in getattr(r, 'each', ()) for r in rows): return text
     return text+' [{}, {}]'.format(*map(f, bootstrap_ci(_values(rows, name)[0])))
 
-# %% ../nbs/14_evaluate.ipynb #629d243d
+# %% ../nbs/14_evaluate.ipynb #6585d220
 def table(
     rows:dict[str,dict|Sequence[dict]], # name of a captioner -> its `Scores`, or those of several seeds
     columns:Sequence[str]=None, # which columns, in which order (all by default)
@@ -170,7 +201,7 @@ def table(
     lines += [[k, *(_cell(rs, o, interval) for o in names)] for k,rs in rows.items()]
     return '\n'.join('| '+' | '.join(o)+' |' for o in lines)
 
-# %% ../nbs/14_evaluate.ipynb #22287913
+# %% ../nbs/14_evaluate.ipynb #c01081ca
 def ranked(
     a:Scores, # a captioner
     b:Scores=None, # another, on the same images; given one, images are ranked by what `a` gains over it
@@ -180,24 +211,3 @@ def ranked(
     va,vb,ids = _pair(a, b if b is not None else a, metric)
     v = va[0] if b is None else (va-vb).mean(0)
     return [ids[i] for i in np.argsort(-v, kind='stable')]
-
-# %% ../nbs/14_evaluate.ipynb #2708e756
-def gallery(
-    images:dict[str,Image.Image], # id -> photo, in the order to show
-    references:dict[str,Sequence[str]]|None, # id -> human captions, of which the first is shown
-    rows:dict[str,dict[str,str]], # name of a captioner -> its captions
-    path:str|Path, # the PNG to write
-    n:int=12, # photos shown at most
-    wrong:Callable[[str,str],set[str]]=None, # (id, caption) -> words to draw red
-)->Path: # the PNG
-    "Photos with the captions of several captioners, as one picture"
-    import matplotlib.pyplot as plt
-    ids = list(images)[:n]
-    if not ids: raise ValueError('No photo to show')
-    rows = ({'human': {i:references[i][0] for i in ids}} if references else {}) | rows
-    texts = {k:[caps[i] for i in ids] for k,caps in rows.items()}
-    red = wrong and {k:[wrong(i, caps[i]) for i in ids] for k,caps in rows.items()}
-    fig = show_captions([images[i] for i in ids], texts, wrong=red)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, bbox_inches='tight'); plt.close(fig)
-    return Path(path)

@@ -1,0 +1,76 @@
+"Check the metrics on real captions: equality with pycocoevalcap's own route, what people score against people, and seconds for 5,000 captions."
+import json, os, random, time
+from pathlib import Path
+from unittest.mock import patch
+from fastcore.script import call_parse
+
+
+def usual_route(captions, references):
+    "The scores as pycocoevalcap's own classes give them, with a java on their PATH"
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from clipcap_ssl.cocoeval import java_home
+    as_coco = lambda o: {i: [{'caption':c} for c in cs] for i,cs in o.items()}
+    with patch.dict(os.environ, PATH=f"{java_home()/'bin'}{os.pathsep}{os.environ['PATH']}"):
+        refs,caps = (PTBTokenizer().tokenize(as_coco(o)) for o in (references, {i:[c] for i,c in captions.items()}))
+        out = dict(zip(('bleu1','bleu2','bleu3','bleu4'), Bleu(4).compute_score(refs, caps, verbose=0)[0]))
+        return out | {k:float(s().compute_score(refs, caps)[0]) for k,s in dict(rouge_l=Rouge, cider=Cider, meteor=Meteor).items()}
+
+
+def timed(f, *args):
+    "What a function gives, and its seconds"
+    t = time.perf_counter(); out = f(*args)
+    return out,round(time.perf_counter()-t, 2)
+
+
+def times(captions, references, judge, lm):
+    "Seconds by metric, for these captions"
+    import torch
+    from clipcap_ssl.cider import CiderD
+    from clipcap_ssl.cocoeval import _tokens, ptb_tokenize, score_captions
+    from clipcap_ssl.metrics import clip_score, hits_at_k, p_at_1, p_at_1_near
+    from clipcap_ssl.wording import broken_ending, coverage, nouns_and_adjectives, perplexity
+    texts,out = list(captions.values()),{}
+    _tokens.clear(); every = [*texts, *(c for cs in references.values() for c in cs)]
+    _,out[f'PTB tokenizer, {len(every):,} texts, Java started'] = timed(ptb_tokenize, every)
+    for m in ('bleu','rouge_l','cider','meteor'): _,out[m] = timed(score_captions, captions, references, [m])
+    cider,out['CIDEr-D, counting the references'] = timed(CiderD, references)
+    _,out['CIDEr-D, the captions'] = timed(cider, texts, list(captions))
+    _,out['words: repetition to coverage'] = timed(lambda: [(broken_ending(t), nouns_and_adjectives(t), coverage(t, references[i])) for i,t in captions.items()])
+    y,out[f"{judge.name}, embedding the captions"] = timed(judge.encode_text, texts)
+    x = torch.nn.functional.normalize(y+.5*torch.randn(y.shape, generator=torch.Generator().manual_seed(0)), dim=-1)      # stand in for photos: only the time counts
+    _,out['CLIP-S of features'] = timed(clip_score, x, y)
+    _,out['recall and P@1 of features'] = timed(lambda: [hits_at_k(y@x.T, 5), p_at_1(y@x.T), p_at_1_near(y@x.T, x)])
+    _,out["perplexity, the scenes' language model"] = timed(perplexity, texts, *lm)
+    return out
+
+
+@call_parse
+def main(
+    photos:str, # Folder with captions.jsonl: five captions a photo
+    out:str='nbs/results/data/metrics-photos.json', # The result
+    n:int=5000, # Captions whose times are taken
+):
+    "Check the metrics on real captions. Example: python scripts/metrics.py photos"
+    import torch
+    from clipcap_ssl import __version__
+    from clipcap_ssl.core import write_text
+    from clipcap_ssl.data import CaptionFolder, references
+    from clipcap_ssl.decoder import load_lm
+    from clipcap_ssl.encoder import load_encoder
+    from clipcap_ssl.evaluate import evaluate, human_row
+    from clipcap_ssl.metrics import score_captions
+    torch.set_num_threads(1)
+    every = references(CaptionFolder(photos)); test = references(CaptionFolder(photos, 'test'))
+    captions,others = human_row(every)
+    (ours,seconds),(usual,usual_seconds) = timed(score_captions, captions, others),timed(usual_route, captions, others)
+    people = {f'person {k+1} of 5': dict(evaluate(*human_row(test, k))) for k in range(5)}
+    some = random.Random(0).sample(sorted(captions), min(n, len(captions)))
+    found = dict(version=__version__, torch=torch.__version__, device='cpu, one thread', photos=len(every), test_photos=len(test),
+                 equality=dict(ours=ours, pycocoevalcap=usual, largest_difference=max(abs(ours[k]-usual[k]) for k in usual), seconds=seconds, pycocoevalcap_seconds=usual_seconds),
+                 people=people, times=dict(n=len(some), seconds=times({i:captions[i] for i in some}, {i:others[i] for i in some}, load_encoder('toy-judge'), load_lm('toy'))))
+    write_text(out, json.dumps(found, indent=1)+'\n')
+    print(json.dumps(found, indent=1))

@@ -8,28 +8,18 @@ __all__ = ['columns', 'clipcap_train', 'clipcap_demo', 'clipcap_eval', 'clipcap_
 # %% ../nbs/17_cli.ipynb #62632666
 import json, sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from .captioner import Captioner
 from .config import Config, kept_row, load_config
-from .core import default_device, read_json, write_json
+from .core import default_device, plainly, read_json, write_json
 from .data import open_rgb
 from .evaluate import evaluate, table
 from .experiment import run, write_captions
+from .reward import clip_reward
 from .world import prepare
 from fastcore.script import Param, call_parse
 
 # %% ../nbs/17_cli.ipynb #385c58fe
-def _plainly(f):
-    "Show expected errors as one line on stderr"
-    @wraps(f)
-    def g(*args, **kwargs):
-        try: return f(*args, **kwargs)
-        except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{f.__name__}: {e}')
-        except KeyboardInterrupt: sys.exit(f'{f.__name__}: stopped; rows of a run that are done are kept')
-    return g
-
-# %% ../nbs/17_cli.ipynb #c488d9f5
 columns = 'bleu4 meteor rouge_l cider clip_score p_at_1_100 oracle_p_at_1_100 precision recall repetition mean_length distinct cpu_seconds'.split()
 
 def _settings(pairs):
@@ -45,9 +35,9 @@ def _report(scores, out):
     print('\nSupervision:', *(f"  {k}: {', '.join(f'{a} {b:,}' if isinstance(b, int) else f'{a} {b}' for a,b in v.items()) if isinstance(v, dict) else f'{v:,}'}" for k,v in book.items()), sep='\n')
     print(f'\nWritten to {out}: scores.json, captions.jsonl, gallery.png, captioner/')
 
-# %% ../nbs/17_cli.ipynb #59d61407
+# %% ../nbs/17_cli.ipynb #336c8c51
 @call_parse
-@_plainly
+@plainly
 def clipcap_train(
     recipe:str, # A recipe of the package (scenes, photos, photos_small) or the path of a .toml file
     set:Param('A setting that differs from the recipe, as key=value; may be repeated', str, action='append')=None,
@@ -62,9 +52,9 @@ def clipcap_train(
     out = out or f'runs/{Path(recipe).stem}-seed{cfg.seed}'
     _report(run(cfg, out, device or default_device(), say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
-# %% ../nbs/17_cli.ipynb #16a1c7e6
+# %% ../nbs/17_cli.ipynb #59d61407
 @call_parse
-@_plainly
+@plainly
 def clipcap_demo(
     out:str='runs/demo', # Folder of the run; an interrupted run goes on
     seed:int=7, # Seed of scenes, labels and training; the recipe was tuned on others
@@ -74,9 +64,9 @@ def clipcap_demo(
     print('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by three routes; the controls. What each is: nbs/16_experiment.ipynb', file=sys.stderr)
     _report(run(load_config('scenes', seed=seed), out, 'cpu', say=lambda o: print(o, file=sys.stderr), workers=workers), out)
 
-# %% ../nbs/17_cli.ipynb #9e2355c9
+# %% ../nbs/17_cli.ipynb #748d976e
 @call_parse
-@_plainly
+@plainly
 def clipcap_eval(
     run:str, # Folder of a run, written by clipcap_train or clipcap_demo
     split:str='test', # Which photos: test, or unseen (training photos that stage 2 saw without their captions)
@@ -97,7 +87,7 @@ def clipcap_eval(
     write_json(folder/f'eval-{split}.json', dict(row=row, split=split, scores={k:float(v) for k,v in score.items()}))
     print(table({row: score}, [c for c in columns if c in score]))
 
-# %% ../nbs/17_cli.ipynb #8c030bd1
+# %% ../nbs/17_cli.ipynb #f3b38f2c
 def _caption_rows(model, files, unsure_below, cfg):
     "A row for each file, in batches"
     for i in range(0, len(files), 32):
@@ -107,9 +97,9 @@ def _caption_rows(model, files, unsure_below, cfg):
             except ValueError as e: r['error'] = str(e)
         good = [r for r in rows if 'error' not in r]
         if good:
-            x = model.encoder.encode_image(images)
+            x = model.embed(images)
             caps = write_captions(cfg, 'greedy', model, x)
-            for r,c,s in zip(good, caps, (x*model.encoder.encode_text(caps)).sum(-1).tolist()): r.update(caption=c, similarity=round(s, 4), unsure=None if unsure_below is None else s<unsure_below)
+            for r,c,s in zip(good, caps, clip_reward(model.encoder)(caps, x)[:,0].tolist()): r.update(caption=c, similarity=round(s, 4), unsure=None if unsure_below is None else s<unsure_below)
         yield from rows
 
 def _load_captioner(path):
@@ -121,9 +111,9 @@ def _load_captioner(path):
     cal = folder/'calibration.json'
     return Captioner.from_pretrained(folder if folder.exists() else path),read_json(cal)['similarity_p05'] if cal.is_file() else None,cfg
 
-# %% ../nbs/17_cli.ipynb #7eea761c
+# %% ../nbs/17_cli.ipynb #f23c7fda
 @call_parse
-@_plainly
+@plainly
 def clipcap_caption(
     model:str, # A captioner: its folder, the folder of a run, or a name on the Hugging Face hub
     photos:Param('Image files', str, nargs='+'),

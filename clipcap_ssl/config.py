@@ -34,9 +34,10 @@ class WorldConfig:
 @dataclass
 class Stage1Config(WorldConfig):
     "Settings of the captioner, of the start from text and of stage 1"
-    mapper:str='mlp' # mapping network: 'mlp' or 'transformer'
+    mapper:str='mlp' # mapping network: 'mlp', 'transformer', or 'grid', which reads every patch
     k:int=4 # length of the prefix
     train_lm:bool=True # is the language model trained as well?
+    lora:int=0 # rank of a low-rank update of a language model that is otherwise frozen; 0: none
     max_new_tokens:int=24 # longest caption
     no_repeat_ngram_size:int=0 # decoding of every row: no n-gram of this length twice; 0: no such rule
     n_texts:int=0 # start from text: unpaired sentences; 0: no such start
@@ -164,7 +165,7 @@ def _checked(settings):
     return out
 
 # %% ../nbs/15a_config.ipynb #a030713a
-choices = dict(policy_from=('stage1','stage2_expert','full'), policy_objective=objectives, reward=('contrastive','in_batch','cosine','self_cap'), mapper=('mlp','transformer'))
+choices = dict(policy_from=('stage1','stage2_expert','full'), policy_objective=objectives, reward=('contrastive','in_batch','cosine','self_cap'), mapper=('mlp','transformer','grid'))
 
 def load_config(
     recipe:str|Path, # the name of a recipe in the package, such as 'scenes', or a TOML file

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['palette', 'set_seed', 'default_device', 'clipcap_home', 'MissingModelError', 'asset_path', 'write_text', 'write_json',
-           'read_json', 'progress', 'ensure_torchvision', 'use_style', 'show_captions']
+           'read_json', 'plainly', 'progress', 'ensure_torchvision', 'use_style', 'show_captions']
 
 # %% ../nbs/00_core.ipynb #27948dc2
-import json, os, random, tempfile
-from collections.abc import Iterable
+import json, os, random, sys, tempfile
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 import torch
 from fastcore.xdg import xdg_cache_home
@@ -80,6 +81,18 @@ def read_json(
     except json.JSONDecodeError as e: raise ValueError(f'{path} is not valid JSON: {e}') from None
 
 # %% ../nbs/00_core.ipynb #3a252c51
+def plainly(
+    command:Callable, # a function that is a command
+)->Callable: # the same, whose expected errors are one line on stderr
+    "Show expected errors as one line on stderr"
+    @wraps(command)
+    def run(*args, **kwargs):
+        try: return command(*args, **kwargs)
+        except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'{command.__name__}: {e}')
+        except KeyboardInterrupt: sys.exit(f'{command.__name__}: stopped; what was finished is kept')
+    return run
+
+# %% ../nbs/00_core.ipynb #e062e4fa
 def progress(
     it:Iterable, # what to go through
     desc:str, # what is being done, in a word or two
@@ -89,7 +102,7 @@ def progress(
     "`it` with a progress bar on stderr"
     return tqdm(it, desc=desc, total=total, leave=leave, dynamic_ncols=True, mininterval=.5)
 
-# %% ../nbs/00_core.ipynb #e062e4fa
+# %% ../nbs/00_core.ipynb #858867a3
 def ensure_torchvision():
     "Make `import torchvision` work beside a torch of another build; to be called before open_clip or transformers are imported"
     lib = torch.library.Library('torchvision', 'FRAGMENT')
@@ -101,14 +114,14 @@ def ensure_torchvision():
             _kept.append(lib)
     import torchvision
 
-# %% ../nbs/00_core.ipynb #f24e9ad0
+# %% ../nbs/00_core.ipynb #5bc819a3
 _kept = []
 
-# %% ../nbs/00_core.ipynb #6072955e
+# %% ../nbs/00_core.ipynb #984c8698
 palette = dict(stage1='#999999', stage2_expert='#009E73', stage2_policy='#0072B2', stage2_gumbel='#56B4E9', abstract='#E69F00',
                naive='#D55E00', full='#000000', guided='#CC79A7', best_of_n='#F0E442', human='#5D4037')
 
-# %% ../nbs/00_core.ipynb #b3b8a46b
+# %% ../nbs/00_core.ipynb #a004783b
 def use_style():
     "Matplotlib settings of all our figures"
     import matplotlib.pyplot as plt
@@ -116,7 +129,7 @@ def use_style():
                          'axes.prop_cycle': plt.cycler(color=['#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000']),
                          'image.interpolation': 'nearest', 'legend.frameon': False})
 
-# %% ../nbs/00_core.ipynb #984c8698
+# %% ../nbs/00_core.ipynb #d038ae69
 def _draw_words(ax, text, y, label, colour, wrong, width):
     "Write `label: text` under an image from height `y` down, wrapped at `width` characters; returns the height below it"
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
@@ -129,7 +142,7 @@ def _draw_words(ax, text, y, label, colour, wrong, width):
     ax.add_artist(AnnotationBbox(box, (0, y), xycoords='axes fraction', box_alignment=(0,1), frameon=False, pad=0))
     return y - .07*len(rows) - .035
 
-# %% ../nbs/00_core.ipynb #a004783b
+# %% ../nbs/00_core.ipynb #963e063f
 def show_captions(
     images:list, # PIL images
     captions:dict, # name of a captioner -> a caption an image

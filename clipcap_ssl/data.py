@@ -115,7 +115,7 @@ class CaptionFolder(Captioned):
         splits = {o.get('split') for o in rows}
         if split is not None: rows = [o for o in rows if o.get('split')==split]
         if not rows: raise ValueError(f'No photo of split {split!r} in {folder/manifest}; splits there: {sorted(map(str, splits))}')
-        super().__init__([o.get('id') or o['file'] for o in rows], [o.get('captions', []) for o in rows], lambda i: open_rgb(folder/rows[i]['file']))
+        super().__init__([o['file'] if o.get('id') in (None, '') else str(o['id']) for o in rows], [o.get('captions', []) for o in rows], lambda i: open_rgb(folder/rows[i]['file']))
 
 # %% ../nbs/01_data.ipynb #0dec0ebd
 def _karpathy(data, split):

@@ -21,20 +21,20 @@ from . import __version__
 from .captioner import Captioner
 from .config import Config, kept_row, load_config, row_start, save_config
 from .core import progress, read_json, write_json, write_text
-from .evaluate import Scores, evaluate, gallery, table
+from .evaluate import Scores, evaluate, table
 from .expert import train_expert
+from .gallery import gallery, gallery_page
 from .generate import best_of_n, greedy, guided, sample
 from .gumbel import train_gumbel
 from .oracle import claims_table, oracle_scores, precision_by_attribute, wrong_words
-from .reward import clip_reward, contrastive_reward, embed_unique, fluency_reward, length_reward, repetition_reward, self_cap_reward, weighted
-from .scenes import ToyScenes
+from .reward import clip_reward, contrastive_reward, fluency_reward, length_reward, repetition_reward, self_cap_reward, weighted
 from .self_supervised import Trace, copy_captioner, frozen_copy, train_self_supervised
 from .supervised import labelled_pairs, new_captioner, train_supervised
 from .text_only import train_text_only
-from .world import World, ledger, prepare
+from .world import World, ledger, prepare, scene_parts
 
 # %% ../nbs/16_experiment.ipynb #0eb07549
-def _new(cfg, world): return new_captioner(world.encoder, cfg.lm, cfg.k, cfg.mapper, cfg.train_lm, cfg.seed)
+def _new(cfg, world): return new_captioner(world.encoder, cfg.lm, cfg.k, cfg.mapper, cfg.train_lm, cfg.seed, cfg.lora)
 
 def _labels(cfg, world, model):
     "The labelled pairs to train on and those kept back"
@@ -64,7 +64,7 @@ def _full_stage2(cfg, world, model, hooks=()): return _expert(cfg, world, model,
 
 def _oracle_expert(cfg, world, model, hooks=()):
     if cfg.data!='scenes': raise ValueError('oracle_expert needs scene graphs, and photos have none')
-    graphs = dict(zip((t := ToyScenes(cfg.n_train, 10_000+2*cfg.seed)).ids, t.scenes))
+    graphs = dict(zip((t := scene_parts(cfg)[0]).ids, t.scenes))
     graphs = [graphs[i] for i in world.plain.ids if i in world.features]
     return _expert(cfg, world, model, hooks, judge=lambda texts: 3.*torch.from_numpy(claims_table(texts, graphs)))
 
@@ -118,11 +118,11 @@ def _trace(cfg, world, row, start):
     hook(cfg.trace-1, start); hook.rows[0]['step'] = 0
     return [hook]
 
-def _save_captioner(cfg, world, model, folder):
-    "Save a captioner, with the similarity below which it should be unsure"
-    model.save_pretrained(folder)
+def _save_captioner(cfg, world, row, model, folder):
+    "Save a captioner, with what it is and the similarity below which it should be unsure"
+    model.describe(data=cfg.data, labels=f'{len(world.labels):,} of {sum(map(len, world.train.captions)):,} captions', stage=row).save_pretrained(folder)
     x = world.features.x[:500]
-    sim = (x*embed_unique(world.encoder, write_captions(cfg, 'greedy', model, x))).sum(-1)
+    sim = clip_reward(world.encoder)(write_captions(cfg, 'greedy', model, x), x)
     write_json(folder/'calibration.json', dict(similarity_p05=sim.quantile(.05).item(), note='5th percentile of the similarity of its own captions of training photos'))
 
 def _load(cfg, world, out, row):
@@ -152,7 +152,7 @@ def _run_row(cfg, world, out, row):
     caps = write_captions(cfg, row, model, world.x_test)
     write_text(out/'rows'/f'{row}.log.jsonl', ''.join(json.dumps(dict(row=row, **o))+'\n' for o in log))
     if row in _parents(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
-    if row==kept_row(cfg): _save_captioner(cfg, world, model, out/'captioner')
+    if row==kept_row(cfg): _save_captioner(cfg, world, row, model, out/'captioner')
     write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(time.process_time()-t+spent, 1), captions=dict(zip(world.test.ids, caps)),
         dev=dict(zip(world.dev.ids, write_captions(cfg, row, model, world.dev.x))) if world.dev else {}, trace=[r for h in hooks for r in h.rows]))
 
@@ -235,6 +235,19 @@ def _write_account(cfg, out, world, book, seconds, said, caps, scores):
     write_text(out/'log.jsonl', ''.join((out/'rows'/f'{r}.log.jsonl').read_text(encoding='utf-8') for r in said))
     write_text(out/'captions.jsonl', ''.join(json.dumps(dict(id=i, references=world.references[i], **{r:c[i] for r,c in caps.items()}), ensure_ascii=False)+'\n' for i in world.test.ids))
 
+def _score_card(cfg, out, scores):
+    "Write what the saved captioner scored on its card"
+    row = kept_row(cfg)
+    if row in scores and (out/'captioner').is_dir(): Captioner.from_pretrained(out/'captioner').describe(scores={k:v for k,v in scores[row].items() if k in ('cider','meteor','clip_score','p_at_1_100')}).save_pretrained(out/'captioner')
+
+def _draw(cfg, out, world, caps, scores):
+    "gallery.png: the first photos; gallery.html: the best, the worst, and what changed from stage 1"
+    n,at,row = min(8, len(world.test)),{i:j for j,i in enumerate(world.test.ids)},kept_row(cfg)
+    wrong = (lambda i,t: wrong_words(t, world.scenes[i])) if world.scenes else None
+    gallery({i:world.test.image(at[i]) for i in world.test.ids[:n]}, None, caps, out/'gallery.png', n, wrong)
+    row,against = row if row in scores else next(iter(scores)),'stage1' if 'stage1' in scores and row!='stage1' else None
+    gallery_page(lambda i: world.test.image(at[i]), caps, out/'gallery.html', scores, row, against, references=None if 'human' in caps else world.references, wrong=wrong)
+
 # %% ../nbs/16_experiment.ipynb #ce9dac61
 def score_run(
     cfg:Config, # the settings
@@ -244,14 +257,13 @@ def score_run(
     seconds:float, # of the run, wall clock
     rows:Sequence[str], # which rows
 )->dict[str,Scores]: # row -> scores
-    "Judge the rows of a run and write scores, captions and gallery"
+    "Judge the rows of a run and write scores, captions and galleries"
     said = {r:read_json(out/'rows'/f'{r}.json') for r in [*(r for r in rows if r not in cfg.rows), *(r for r in cfg.rows if r!='human')]}
     caps = {r:o['captions'] for r,o in said.items()} | ({'human': world.human} if 'human' in cfg.rows else {})
-    scores = {r:evaluate(c, world.references, world.x_judge, world.judge, world.scenes if len(world.test)>=100 else None, prompt=cfg.prompt) for r,c in caps.items()}
+    scores = {r:evaluate(c, world.references, world.x_judge, world.judge, world.scenes if len(world.test)>=100 else None, prompt=cfg.prompt, reward=world.encoder) for r,c in caps.items()}
     pay = contrastive_reward(world.encoder, world.x[:cfg.bank], cfg.scale)
     for r,c in caps.items(): scores[r]['reward'] = pay(list(c.values()), world.x_test).mean().item()
     for r,o in said.items(): scores[r]['cpu_seconds'] = o['cpu_seconds']
-    _write_account(cfg, out, world, book, seconds, said, caps, scores)
-    n = min(8, len(world.test)); shown = {r:c for r,c in caps.items() if '@' not in r}
-    gallery({i:world.test.image(j) for j,i in enumerate(world.test.ids[:n])}, None, shown, out/'gallery.png', n, wrong=(lambda i,t: wrong_words(t, world.scenes[i])) if world.scenes else None)
+    _write_account(cfg, out, world, book, seconds, said, caps, scores); _score_card(cfg, out, scores)
+    _draw(cfg, out, world, {r:c for r,c in caps.items() if '@' not in r}, scores)
     return scores

@@ -13,7 +13,7 @@ from torch import Tensor
 from .captioner import Captioner, caption_loss
 from .core import progress
 from .decoder import tokenize_captions
-from .encoder import ImageTextEncoder
+from .encoder import ImageTextEncoder, pooled
 from .generate import TemperatureLogitsWarper, decode, sample
 from .reward import embed_unique
 from .self_supervised import frozen_copy
@@ -31,7 +31,7 @@ def candidate_captions(
     seed:int=0, # of the samples
 )->list[str]: # different captions, none empty
     "A pool of captions to choose from"
-    rows = torch.cat([x.repeat_interleave(n_samples, 0), x[:1].expand(n_null, -1)])
+    rows = torch.cat([x.repeat_interleave(n_samples, 0), x[:1].expand(n_null, *x.shape[1:])])
     null = torch.arange(len(rows), device=x.device)>=len(x)*n_samples
     how = [TemperatureLogitsWarper(float(temperature))] if temperature!=1 else []
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -51,8 +51,7 @@ def caption_prior(
     out,dev = [],model.null_prefix.device
     for i in range(0, len(texts), batch_size):
         tokens,mask = (o.to(dev) for o in tokenize_captions(model.tokenizer, list(texts[i:i+batch_size])))
-        null = torch.ones(len(tokens), dtype=torch.bool, device=dev)
-        lp = model.logprobs(torch.zeros(len(tokens), model.mapper.config['d'], device=dev), tokens, mask, null)
+        lp = model.logprobs(None, tokens, mask)
         out.append(lp.sum(1)/mask.sum(1)**power)
     return torch.cat(out)
 
@@ -120,7 +119,7 @@ def expert_step(
 def _choose(first, model, x, encoder, n_samples, n_null, top, prior_weight, scale, target, max_new_tokens, seed, judge=None):
     "A pool and the best of it for every photo: texts, 'n top' of them, and how many there were to choose from"
     pool = candidate_captions(model, x, n_samples, n_null, max_new_tokens=max_new_tokens, seed=seed)
-    prior,words = caption_prior(first, pool),torch.tensor([float(len(t.split())) for t in pool], device=x.device)
+    prior,words,x = caption_prior(first, pool),torch.tensor([float(len(t.split())) for t in pool], device=x.device),pooled(x, encoder.dim)
     if judge is None: y = embed_unique(encoder, pool); bias = pool_bias(x, y, prior, scale, prior_weight); some = scale*x[::max(len(x)//500, 1)]@y.T+bias
     else: table = judge(pool).to(x); table = table-table.logsumexp(0)+prior_weight*prior; some = table[::max(len(x)//500, 1)]
     b = length_bonus(some, words, target) if target else 0.

@@ -10,11 +10,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import wraps
 from pathlib import Path
 import numpy as np
 from fastcore.script import Param, call_parse
-from .core import read_json, write_json
+from .core import plainly, read_json, write_json
 from .page import make_study, questions
 from .votes import agreement, detectable, pairs_needed, sign_test, wilson
 
@@ -84,14 +83,6 @@ def report_table(
         "A tie is half a vote. Wilson's interval over pairs, each the mean of its votes; sign test over pairs that have a winner; Krippendorff's alpha with squared distances.", '', f"**{report['verdict']}**"])
 
 # %% ../nbs/15d_study.ipynb #15810fb4
-def _plainly(f):
-    "Show expected errors as one line on stderr"
-    @wraps(f)
-    def g(*args, **kwargs):
-        try: return f(*args, **kwargs)
-        except (ValueError, OSError) as e: sys.exit(f'{f.__name__}: {e}')
-    return g
-
 def _find_key(study, files, key):
     "The key file of a study: as given, or beside the answers, or here"
     if key: return Path(key)
@@ -103,7 +94,7 @@ def _find_key(study, files, key):
 
 # %% ../nbs/15d_study.ipynb #4d15f8ab
 @call_parse
-@_plainly
+@plainly
 def clipcap_study(
     runs:Param('Folders of two runs, or of one: RUN_A RUN_B', str, nargs='*'),
     row_a:str=None, # Row of RUN_A, such as stage2_policy; default: the captioner that the run saved

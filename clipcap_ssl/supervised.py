@@ -11,40 +11,51 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
-from .captioner import Captioner, caption_loss
+from .captioner import Captioner, caption_loss, null_rows
 from .core import set_seed
 from .data import Captioned
-from .decoder import freeze, load_lm, tokenize_captions
+from .decoder import add_lora, freeze, load_lm, tokenize_captions
 from .encoder import Features, ImageTextEncoder
 from .mapper import make_mapper
 from .train import batches, fit, warmup_cosine
 
 # %% ../nbs/09_supervised.ipynb #33259dd9
+def _width(encoder, mapper):
+    "Of the features that a mapping network reads"
+    if mapper!='grid': return encoder.dim
+    if not hasattr(encoder, 'encode_grid'): raise ValueError(f"The encoder '{encoder.name}' gives no grid of patches: choose mapper='mlp' or 'transformer'")
+    return encoder.encode_grid([Image.new('RGB', (64,64))]).shape[-1]
+
+# %% ../nbs/09_supervised.ipynb #7123491f
 def new_captioner(
     encoder:ImageTextEncoder, # gives the features
     lm_name:str='toy', # 'toy', 'gpt2', or a folder
     k:int=4, # length of the prefix
-    mapper:str='mlp', # kind of mapping network: 'mlp' or 'transformer'
+    mapper:str='mlp', # kind of mapping network: 'mlp', 'transformer' or 'grid'
     train_lm:bool=True, # is the language model trained as well, or only the mapping network?
     seed:int=0, # of the mapping network's weights
+    lora:int=0, # rank of a low-rank update, by which a language model that is not trained as a whole learns; 0: none
 )->Captioner: # on the encoder's device
     "A captioner from its parts, its mapping network untrained"
     lm,tokenizer = load_lm(lm_name)
+    if lora: lm = add_lora(lm, lora, seed=seed)
+    elif not train_lm: lm = freeze(lm)
     set_seed(seed)
-    model = Captioner(make_mapper(mapper, encoder.dim, k, lm.get_input_embeddings().embedding_dim), lm if train_lm else freeze(lm), tokenizer, encoder.name, encoder.hash)
+    model = Captioner(make_mapper(mapper, _width(encoder, mapper), k, lm.get_input_embeddings().embedding_dim), lm, tokenizer, encoder.name, encoder.hash)
     return model.to(encoder.device).attach(encoder)
 
-# %% ../nbs/09_supervised.ipynb #4efc2ff2
+# %% ../nbs/09_supervised.ipynb #d49664e4
 @dataclass
 class Pairs:
     "Labelled pairs, ready for training"
-    x:Float[Tensor,'n d'] # features of the photo of each pair
+    x:Float[Tensor,'n d'] # features of the photo of each pair; 'n m d' with their grid
     tokens:Int[Tensor,'n t'] # its caption, ended and padded
     mask:Bool[Tensor,'n t'] # true on real tokens
     def __len__(self)->int: return len(self.x)
 
-# %% ../nbs/09_supervised.ipynb #d49664e4
+# %% ../nbs/09_supervised.ipynb #2a36806d
 def labelled_pairs(
     ds:Captioned, # photos with captions
     pairs:Sequence[tuple[int,int]], # (index of a photo, index of its caption), as from `split_labelled`
@@ -59,7 +70,7 @@ def labelled_pairs(
     dev = model.null_prefix.device
     return Pairs(features[[ds.ids[i] for i,_ in pairs]].to(dev), tokens.to(dev), mask.to(dev))
 
-# %% ../nbs/09_supervised.ipynb #37639c26
+# %% ../nbs/09_supervised.ipynb #ad358d33
 def caption_step(
     data:Pairs, # labelled pairs
     p_null:float=.1, # share of rows that get the null prefix
@@ -67,13 +78,13 @@ def caption_step(
     "Stage 1's loss"
     def loss_fn(model, rows):
         rows = rows.to(data.x.device)
-        null = torch.rand(len(rows), device=data.x.device)<p_null
+        null = null_rows(len(rows), p_null).to(rows.device)
         mask = data.mask[rows]
         t = int(mask.sum(1).max())   # pad to the batch, not to the corpus
         return caption_loss(model, data.x[rows], data.tokens[rows,:t], mask[:,:t], null),{}
     return loss_fn
 
-# %% ../nbs/09_supervised.ipynb #7ec85445
+# %% ../nbs/09_supervised.ipynb #00898f72
 class KeepBest:
     "A hook for `fit`: watches a score, keeps the best parameters, stops after `patience` looks without a better one"
     def __init__(self,
@@ -93,7 +104,7 @@ class KeepBest:
         "Put the best parameters back"
         if self.seen: model.load_state_dict(self.best, strict=False)
 
-# %% ../nbs/09_supervised.ipynb #00898f72
+# %% ../nbs/09_supervised.ipynb #f9c16886
 @torch.no_grad()
 def mean_loss(
     model:Captioner, # the captioner
@@ -104,7 +115,7 @@ def mean_loss(
     parts = [(caption_loss(model, data.x[i:i+batch_size], data.tokens[i:i+batch_size], data.mask[i:i+batch_size]).item(), data.mask[i:i+batch_size].sum().item()) for i in range(0, len(data), batch_size)]
     return sum(l*n for l,n in parts)/sum(n for _,n in parts)
 
-# %% ../nbs/09_supervised.ipynb #0363ffbe
+# %% ../nbs/09_supervised.ipynb #a22b1dd7
 def optimiser(
     model:Captioner, # the captioner
     lr:float, # of the mapping network and the null prefix
@@ -115,7 +126,7 @@ def optimiser(
     groups = [([*model.mapper.parameters(), model.null_prefix], lr), ([p for p in model.lm.parameters() if p.requires_grad], lr_lm)]
     return torch.optim.AdamW([dict(params=ps, lr=r) for ps,r in groups if ps and r], weight_decay=weight_decay)
 
-# %% ../nbs/09_supervised.ipynb #a22b1dd7
+# %% ../nbs/09_supervised.ipynb #97cfde0e
 def train_supervised(
     model:Captioner, # trained in place
     train:Pairs, # labelled pairs to learn from

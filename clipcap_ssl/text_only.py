@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch, torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from .captioner import Captioner, caption_loss
+from .captioner import Captioner, caption_loss, null_rows
 from .decoder import tokenize_captions
-from .encoder import ImageTextEncoder
+from .encoder import ImageTextEncoder, pooled
 from .supervised import Pairs, optimiser
 from .train import batches, fit, warmup_cosine
 
@@ -25,7 +25,7 @@ def text_as_image(
 )->Float[Tensor,'n d']: # not of unit length
     "Embeddings of texts, moved to where images lie"
     y = encoder.encode_text(texts)
-    return y+x.mean(0)-y.mean(0)
+    return y+pooled(x, y.shape[1]).mean(0)-y.mean(0)
 
 # %% ../nbs/09a_text_only.ipynb #8270341a
 def text_step(
@@ -38,7 +38,7 @@ def text_step(
         rows = rows.to(data.x.device); mask = data.mask[rows]
         x = data.x[rows]; x = F.normalize(x+noise*torch.randn_like(x)/x.shape[1]**.5, dim=-1)
         t = int(mask.sum(1).max())
-        return caption_loss(model, x, data.tokens[rows,:t], mask[:,:t], torch.rand(len(rows), device=x.device)<p_null),{}
+        return caption_loss(model, x, data.tokens[rows,:t], mask[:,:t], null_rows(len(rows), p_null).to(x.device)),{}
     return loss_fn
 
 # %% ../nbs/09a_text_only.ipynb #92d3a987

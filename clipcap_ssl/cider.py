@@ -31,10 +31,11 @@ class CiderD:
         n:int=4, # longest n-gram
         sigma:float=6., # width of the length penalty, bigrams
     ):
-        if not references or not all(references.values()): raise ValueError('CIDEr needs references: at least one image, and of every image at least one')
         self.tokenize,self.n,self.sigma = tokenize,n,sigma
         tokenize([c for cs in references.values() for c in cs])         # Java starts once
-        counts = {i: [ngram_counts(o, n) for o in tokenize(cs)] for i,cs in references.items()}
+        counts = {i: [ngram_counts(o, n) for o in tokenize(cs) if o] for i,cs in references.items()}
+        mute = [i for i,cs in counts.items() if not cs]
+        if mute or not counts: raise ValueError(f'CIDEr needs references: no word was said of {mute[:3]}' if mute else 'CIDEr needs references: at least one image')
         df = Counter(g for cs in counts.values() for g in {g for c in cs for k in c for g in k})
         self.n_images,self.weight2 = len(references),{g:math.log(len(references)/d)**2 for g,d in df.items()}
         self.references = {i:[self._vector(c) for c in cs] for i,cs in counts.items()}

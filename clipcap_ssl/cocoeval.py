@@ -150,6 +150,6 @@ def score_captions(
     captions:dict[str,str], # id -> caption to judge
     references:dict[str,Sequence[str]], # id -> human captions; the same ids
     metrics:Sequence[str]=('bleu','rouge_l','cider','meteor'), # which scores
-)->dict[str,float]: # bleu1 to bleu4, rouge_l, cider (about 0 to 2 for a corpus), meteor
+)->dict[str,float]: # bleu1 to bleu4, rouge_l, cider (0 to 10), meteor
     "Reference scores of a corpus as pycocoevalcap computes them"
     return score_each(captions, references, metrics)[0]

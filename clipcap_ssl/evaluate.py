@@ -10,6 +10,7 @@ __all__ = ['score_names', 'Scores', 'evaluate', 'human_row', 'compare', 'compara
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 import numpy as np, torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,15 +41,14 @@ def _mean(v):
     return 0. if np.isnan(v).all() else float(np.nanmean(v))
 
 # %% ../nbs/14_evaluate.ipynb #2b093102
-_seen = {}   # (hash of a judge, text) -> its embedding; the references come back with every row of a table
+_seen = WeakKeyDictionary()   # judge -> {text: its embedding}; the references come back with every row of a table
 
 def _embedded(judge, texts):
     "Embeddings of texts by a judge, each made once"
-    key = getattr(judge, 'hash', id(judge))
-    if len(_seen)>100_000: _seen.clear()
-    new = [t for t in dict.fromkeys(texts) if (key,t) not in _seen]
-    if new: _seen.update(zip(((key,t) for t in new), judge.encode_text(new).cpu()))
-    return torch.stack([_seen[key,t] for t in texts])
+    known = _seen.setdefault(judge, {})
+    new = [t for t in dict.fromkeys(texts) if t not in known]
+    if new: known.update(zip(new, judge.encode_text(new).cpu()))
+    return torch.stack([known[t] for t in texts])
 
 def _judged(texts, x, judge, prompt, references, w):
     "Scores of every caption by a judge's features"
@@ -90,10 +90,11 @@ def evaluate(
 )->Scores: # in the order of `score_names`
     "All scores of one captioner that the given material allows"
     texts,total,each = list(captions.values()),{},{}
-    if judge is not None and reward is not None and judge.hash==reward.hash: warnings.warn(f"The judge '{judge.name}' is the encoder of the reward: its scores say how well the reward was climbed, not how good the captions are")
+    if not captions: raise ValueError('No captions to judge')
+    if judge is not None and reward is not None and (judge is reward or getattr(judge, 'hash', '')==reward.hash!=''): warnings.warn(f"The judge '{judge.name}' is the encoder of the reward: its scores say how well the reward was climbed, not how good the captions are")
     if references is not None and metrics:
         total,images = score_each(captions, references, metrics)
-        each |= {k:images[k] for k in ('rouge_l','cider') if k in images}
+        each |= {k:images[k] for k in ('rouge_l','cider','spice') if k in images}
     people = [list(references[i]) for i in captions] if references is not None else None
     if judge is not None: each |= _judged(texts, x, judge, prompt, people, w)
     if scenes is not None: each |= oracle_per_image(captions, scenes)
@@ -109,7 +110,7 @@ def human_row(
     "One person's captions to judge against the others'"
     alone = [i for i,o in references.items() if len(o)<2]
     if alone: raise ValueError(f'{len(alone)} images have fewer than two captions, e.g. {alone[:3]}')
-    return {i:o[which] for i,o in references.items()}, {i:[c for j,c in enumerate(o) if j!=which%len(o)] for i,o in references.items()}
+    return {i:o[which%len(o)] for i,o in references.items()}, {i:[c for j,c in enumerate(o) if j!=which%len(o)] for i,o in references.items()}
 
 # %% ../nbs/14_evaluate.ipynb #7a94255c
 def _values(rows, metric):
@@ -182,7 +183,7 @@ def _cell(rows, name, interval):
     vs = [r[name] for r in rows if name in r]
     if not vs: return ''
     if isinstance(vs[0], str): return vs[0]
-    f = {'mean_length':'{:.1f}', 'cpu_seconds':'{:,.0f}'}.get(name, '{:.3f}').format
+    f = {**dict.fromkeys(('mean_length','content_words','nouns','adjectives'), '{:.1f}'), 'cpu_seconds':'{:,.0f}', 'vocabulary':'{:,.0f}', 'perplexity':'{:.1f}'}.get(name, '{:.3f}').format
     text = f(np.mean(vs))
     if not interval or not all(name in getattr(r, 'each', ()) for r in rows): return text
     return text+' [{}, {}]'.format(*map(f, bootstrap_ci(_values(rows, name)[0])))

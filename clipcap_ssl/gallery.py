@@ -48,17 +48,17 @@ def data_uri(
 # %% ../nbs/14b_gallery.ipynb #2ea82b72
 def _marked(text, wrong):
     "A caption as HTML, its wrong words marked"
-    return ' '.join(f'<b>{escape(w)}</b>' if w.lower().strip('.,') in wrong else escape(w) for w in text.split()) or '(nothing)'
+    return ' '.join(f'<b>{escape(w)}</b>' if w.strip('.,') in wrong else escape(w) for w in text.split()) or '(nothing)'
 
 def _card(id, image, rows, value, wrong):
     "One photo and its captions as HTML"
-    said = ''.join(f'<dt style="color:{palette.get(k, "#555")}">{escape(k)}</dt><dd>{_marked(c[id], wrong(id, c[id]) if wrong else ())}</dd>' for k,c in rows.items())
+    said = ''.join(f'<dt style="border-color:{palette.get(k, "#888")}">{escape(k)}</dt><dd>{_marked(c[id], wrong(id, c[id]) if wrong else ())}</dd>' for k,c in rows.items())
     return f'<figure><img src="{data_uri(image(id), 256)}" alt="{escape(id)}"><figcaption>{escape(id)} <i>{escape(value)}</i><dl>{said}</dl></figcaption></figure>'
 
 # %% ../nbs/14b_gallery.ipynb #87e6cd3e
 _page = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Captions</title><style>:root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;max-width:76em;margin:1.5em auto;padding:0 1em}
-main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:1.2em}figure{margin:0}img{width:100%;border-radius:4px}dl{margin:.3em 0}dt{font-size:.8em;font-weight:600;margin-top:.35em}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:1.2em}figure{margin:0}img{width:100%;border-radius:4px}dl{margin:.3em 0}dt{font-size:.8em;font-weight:600;margin-top:.45em;border-left:.5em solid;padding-left:.4em}
 dd{margin:0;overflow-wrap:anywhere}b{color:#d33}i{opacity:.7;font-style:normal;float:right}figcaption{font-size:.92em}</style>"""
 
 def gallery_page(
@@ -77,9 +77,10 @@ def gallery_page(
     rows = ({'human': {i:c[0] for i,c in references.items()}} if references else {}) | rows
     value = {r:dict(zip(s.ids, s.each[metric])) for r,s in scores.items() if metric in s.each}
     if row not in value or (against and against not in value): raise ValueError(f'{metric} is known image by image for {sorted(value)}, not for {row}'+(f' and {against}' if against else ''))
-    order = ranked(scores[row], metric=metric)
+    known = lambda ids: [i for i in ids if all(value[r][i]==value[r][i] for r in (row, against or row))]       # without photos that have no value
+    order = known(ranked(scores[row], metric=metric))
     parts = {f'Best of {row}': order[:n], f'Worst of {row}': order[:-n-1:-1]}
-    if against: change = ranked(scores[row], scores[against], metric); parts |= {f'Gained most over {against}': change[:n], f'Lost most to {against}': change[:-n-1:-1]}
+    if against: change = known(ranked(scores[row], scores[against], metric)); parts |= {f'Gained most over {against}': change[:n], f'Lost most to {against}': change[:-n-1:-1]}
     show = lambda i: f'{metric} {value[row][i]:.2f}'+(f', {against} {value[against][i]:.2f}' if against else '')
     body = ''.join(f'<h2>{escape(k)}</h2><main>'+''.join(_card(i, image, rows, show(i), wrong) for i in ids)+'</main>' for k,ids in parts.items())
     return write_text(path, f'{_page}<h1>{escape(row)}, by {escape(metric)}</h1>{body}</html>')

@@ -46,7 +46,7 @@ def gumbel_step(
         logits = model(each, g.tokens, g.mask)
         y = bridge(straight_through(logits, g.tokens, temperature), g.tokens, g.mask)
         r = reward(y.view(len(xs), n_samples, -1), xs)
-        return anchored(-r.mean(), dict(reward=r.mean().item(), words=g.mask.sum(1).float().mean().item()-1), model, each, g, logits)
+        return anchored(-r.mean(), dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits)
     return loss_fn
 
 # %% ../nbs/12a_gumbel.ipynb #3571915b
@@ -68,7 +68,7 @@ def train_gumbel(
     max_new_tokens:int=24, # longest caption
     seed:int=0, # order of the photos, and the samples
     hooks=(), # for `fit`
-)->list[dict]: # the log: reward, divergence and words a caption at each step
+)->list[dict]: # the log: reward, divergence and tokens a caption at each step
     "Stage 2 by straight-through Gumbel-Softmax"
     opt = optimiser(model, lr, lr_lm)
     reward,bridge = partial(contrastive, bank=bank, scale=scale),Bridge(model.tokenizer, encoder)

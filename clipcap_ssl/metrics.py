@@ -37,20 +37,24 @@ def ref_clip_score(
 )->Float[Tensor,'b']: # 0 where either part is 0
     "RefCLIPScore (Hessel et al. 2021), of each image with its caption"
     if len(x_references)!=len(x_text): raise ValueError(f'{len(x_text)} captions, but references of {len(x_references)} images')
+    if not all(map(len, x_references)): raise ValueError(f'{sum(not len(o) for o in x_references)} images have no reference')
     near = torch.stack([clip_score(r, c.expand_as(r), w=1.).amax() for c,r in zip(x_text, x_references)])
     s = clip_score(x_image, x_text, w)
     return 2*s*near/(s+near).clamp(min=1e-12)
 
 # %% ../nbs/07_metrics.ipynb #f01db0fb
+def _hits(similarity, own, k):
+    "Chance that `own` is among the `k` highest of each row"
+    if similarity.isnan().any(): raise ValueError('A similarity is not a number; are there features of length 0?')
+    before,tied = (similarity>own).sum(-1),(similarity==own).sum(-1)
+    return ((k-before)/tied).clamp(0,1)
+
 def hits_at_k(
     similarity:Float[Tensor,'*s n n'], # of caption i (row) to image j (column)
     k:int=1, # among the first `k`
 )->Float[Tensor,'*s n']: # 0 to 1 a caption
     "Chance that each caption finds its own image among the first `k`; ties are shared"
-    if similarity.isnan().any(): raise ValueError('A similarity is not a number; are there features of length 0?')
-    own = similarity.diagonal(dim1=-2, dim2=-1)[...,None]
-    before,tied = (similarity>own).sum(-1), (similarity==own).sum(-1)
-    return ((k-before)/tied).clamp(0,1)
+    return _hits(similarity, similarity.diagonal(dim1=-2, dim2=-1)[...,None], k)
 
 def recall_at_k(
     similarity:Float[Tensor,'n n'], # of caption i (row) to image j (column)
@@ -95,8 +99,7 @@ def p_at_1_near(
     if len(x)<k: raise ValueError(f'{len(x)} images do not make groups of {k}')
     similarity,alike = torch.as_tensor(similarity).cpu(),(x@x.T).cpu().fill_diagonal_(torch.inf)
     near = similarity.gather(1, alike.topk(k, dim=1).indices)               # its own comes first
-    before,tied = (near>near[:,:1]).sum(1),(near==near[:,:1]).sum(1)
-    hits = ((1-before)/tied).clamp(0,1)
+    hits = _hits(near, near[:,:1], 1)
     return hits if per_image else hits.mean().item()
 
 # %% ../nbs/07_metrics.ipynb #8391bdf3

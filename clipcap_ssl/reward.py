@@ -94,7 +94,7 @@ def length_reward(
     words:Sequence[int], # lengths of the labelled captions
 )->Callable: # (texts, x) -> 'b s', at most 0
     "Minus half the squared distance from the labels' mean length, in their standard deviations"
-    n = torch.tensor(words, dtype=torch.float); mean,std = n.mean(),n.std().clamp(min=1.)
+    n = torch.tensor(words, dtype=torch.float); mean,std = n.mean(),(n.std() if len(n)>1 else n.new_zeros(())).clamp(min=1.)
     def reward(texts, x):
         z = (torch.tensor([len(t.split()) for t in texts])-mean)/std
         return -.5*(z**2).to(x).view(len(x), -1)
@@ -126,8 +126,9 @@ def cider_reward(
     x:Float[Tensor,'n d'], # their features
 )->Callable: # (texts, x) -> 'b s', 0 to 10
     "CIDEr-D as a reward, for photos that have references"
+    d = x.shape[-1]
     def reward(texts, xs):
-        near = torch.cdist(xs.flatten(1), x.flatten(1).to(xs))
+        near = torch.cdist(pooled(xs, d), pooled(x, d).to(xs), compute_mode='donot_use_mm_for_euclid_dist')
         if (near.amin(1)>1e-3).any(): raise ValueError(f'{int((near.amin(1)>1e-3).sum())} photos of the batch are not among the {len(ids)} that have references')
         own = [ids[i] for i in near.argmin(1).tolist() for _ in range(len(texts)//len(xs))]
         return torch.from_numpy(cider(list(texts), own)).view(len(xs), -1).to(xs)

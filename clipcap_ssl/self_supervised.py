@@ -24,11 +24,8 @@ def copy_captioner(
     model:Captioner, # the captioner as it is now
 )->Captioner: # shares nothing with it but the encoder; what was frozen stays frozen
     "A copy to train further"
-    encoder,model.__dict__['_encoder'] = model.__dict__['_encoder'],None
-    try: new = copy.deepcopy(model)
-    finally: model.__dict__['_encoder'] = encoder
-    new.__dict__['_encoder'] = encoder
-    return new
+    encoder = model.__dict__['_encoder']
+    return copy.deepcopy(model, {id(encoder): encoder})       # what is in the memo counts as copied
 
 # %% ../nbs/12_self_supervised.ipynb #9883be89
 def frozen_copy(
@@ -58,11 +55,12 @@ def anchors(
     "What keeps a captioner near stage 1 while a reward moves it"
     if label_weight and labelled is None: raise ValueError('The label anchor needs labelled pairs: give them, or label_weight=0')
     if kl and reference is None: raise ValueError('A divergence needs a reference: give frozen_copy(model), or kl=0')
+    few = caption_step(labelled) if labelled is not None else None
     def add(loss, stats, model, x, samples, logits):
         if kl:
             with torch.no_grad(): ref = reference(x, samples.tokens, samples.mask)
             div = kl_to_reference(logits, ref, samples.mask); loss,stats = loss+kl*div,stats|{'kl':div.item()}
-        if label_weight: loss = loss+label_weight*caption_step(labelled)(model, torch.randint(len(labelled), (label_batch,)))[0]
+        if label_weight: loss = loss+label_weight*few(model, torch.randint(len(labelled), (label_batch,)))[0]
         return loss,stats
     return add
 
@@ -103,7 +101,7 @@ def policy_step(
         shape = (len(xs), n_samples, -1)
         loss = _reward_loss(objective, token_logprobs(logits, g.tokens).view(shape), lambda: reference.logprobs(each, g.tokens, g.mask).detach().view(shape), g.mask.view(shape), r,
                             lambda: reward(greedy(model, xs, max_new_tokens=max_new_tokens).text, xs)[:,0])
-        return anchored(loss, dict(reward=r.mean().item(), words=g.mask.sum(1).float().mean().item()-1), model, each, g, logits)
+        return anchored(loss, dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits)
     return loss_fn
 
 # %% ../nbs/12_self_supervised.ipynb #4ee6d614
@@ -117,8 +115,8 @@ def caption_kl(
 )->tuple[float,list[str]]: # nats a caption, and the samples it was measured on
     "Divergence from the reference policy over whole captions, one sample a photo"
     g = sample(model, x, 1, seed=seed, max_new_tokens=max_new_tokens)
-    p,q = (m(x, g.tokens, g.mask).float().log_softmax(-1) for m in (model, reference))
-    return (((p.exp()*(p-q)).sum(-1)*g.mask).sum()/len(x)).item(),g.text
+    a_token = kl_to_reference(*(m(x, g.tokens, g.mask) for m in (model, reference)), g.mask)
+    return (a_token*g.mask.sum()/len(x)).item(),g.text
 
 # %% ../nbs/12_self_supervised.ipynb #cce079ec
 class Trace:
@@ -157,7 +155,7 @@ def train_self_supervised(
     hooks:Sequence[Callable]=(), # for `fit`
     objective:str='leave_one_out', # one of `objectives`
     temperature:float=1., # of the samples
-)->list[dict]: # the log: reward, divergence and words a caption at each step
+)->list[dict]: # the log: reward, divergence and tokens a caption at each step
     "Stage 2 by the policy gradient"
     opt = optimiser(model, lr, lr_lm)
     ref = frozen_copy(model) if kl or objective=='preference' else None

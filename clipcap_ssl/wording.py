@@ -22,7 +22,7 @@ function_words = frozenset('''a an the this that these those some any each every
 i you he she it we they him her them his hers its their theirs who whom whose which what someone something there here
 of in on at by for with without from to into onto out up down off over under above below behind beside between among near next around through across along against about after before during toward towards inside outside upon
 and or but nor so as than then if while where when because very quite too also just
-is are was were be been being am do does did has have had can could will would may might must shall should 's n't
+is are was were be been being am do does did has have had can could will would may might must shall should it's there's that's he's she's isn't aren't wasn't don't doesn't can't
 image images photo photos photograph picture pictures drawing scene view kind sort type lot group pair set left right'''.split())
 
 def content_words(
@@ -53,13 +53,18 @@ def nouns_and_adjectives(
     "Nouns and adjectives of a caption by three rules: right for plain captions, wrong where grammar is not that simple"
     nouns,adjectives = [],[]
     for opener,run,end in _phrases(text):
-        verb = len(run)>1 and ((opener in _single and run[-1].endswith('s') and not run[-1].endswith('ss')) or end in ('a','an','the','his','her','its','their'))
+        verb = len(run)>1 and ((opener in _single and run[-1].endswith('s') and not run[-1].endswith(('ss','us','is'))) or end in ('a','an','the','his','her','its','their'))
         *before,noun = run[:-1] if verb else run
         nouns.append(noun); adjectives += before
     return nouns,adjectives
 
 # %% ../nbs/07b_wording.ipynb #9f31d489
-def _mentioned(text): return {w[:-1] if len(w)>3 and w.endswith('s') and not w.endswith('ss') else w for w in content_words(text)}
+def _singular(w):
+    "A word without the ending of its plural, by the commonest rules"
+    if len(w)<4 or not w.endswith('s') or w.endswith(('ss','us','is')): return w
+    return w[:-2] if w.endswith(('xes','ches','shes','sses')) else w[:-3]+'y' if w.endswith('ies') else w[:-1]
+
+def _mentioned(text): return {_singular(w) for w in content_words(text)}
 
 def coverage(
     caption:str, # a caption

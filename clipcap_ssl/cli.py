@@ -33,7 +33,7 @@ def _report(scores, out):
     book = read_json(Path(out)/'scores.json')['meta']['ledger']
     print(table(scores, [c for c in columns if any(c in s for s in scores.values())]))
     print('\nSupervision:', *(f"  {k}: {', '.join(f'{a} {b:,}' if isinstance(b, int) else f'{a} {b}' for a,b in v.items()) if isinstance(v, dict) else f'{v:,}'}" for k,v in book.items()), sep='\n')
-    print(f'\nWritten to {out}: scores.json, captions.jsonl, gallery.png, captioner/')
+    print(f'\nWritten to {out}: scores.json, captions.jsonl, gallery.png, gallery.html, captioner/')
 
 # %% ../nbs/17_cli.ipynb #336c8c51
 @call_parse
@@ -83,7 +83,7 @@ def clipcap_eval(
         ids = [i for i in world.plain.ids if i in world.features and len(caps.get(i, ()))>0][:len(world.test)]
         x,refs,x_judge,scenes = world.features[ids],{i:list(caps[i]) for i in ids},None,None
     texts = dict(zip(refs, write_captions(cfg, row, model, x)))
-    score = evaluate(texts, refs, x_judge, world.judge if x_judge is not None else None, scenes if scenes and len(scenes)>=100 else None, prompt=cfg.prompt)
+    score = evaluate(texts, refs, x_judge, world.judge if x_judge is not None else None, scenes if scenes and len(scenes)>=100 else None, prompt=cfg.prompt, reward=world.encoder)
     write_json(folder/f'eval-{split}.json', dict(row=row, split=split, scores={k:float(v) for k,v in score.items()}))
     print(table({row: score}, [c for c in columns if c in score]))
 

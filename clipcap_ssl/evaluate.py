@@ -102,7 +102,7 @@ def evaluate(
     total |= {k:_mean(v) for k,v in each.items()} | counted
     return Scores({k:float(total[k]) for k in score_names if k in total}, captions, each)
 
-# %% ../nbs/14_evaluate.ipynb #a4d37aab
+# %% ../nbs/14_evaluate.ipynb #ebefb69c
 def human_row(
     references:dict[str,Sequence[str]], # id -> human captions, two or more
     which:int=0, # whose caption is judged
@@ -112,7 +112,7 @@ def human_row(
     if alone: raise ValueError(f'{len(alone)} images have fewer than two captions, e.g. {alone[:3]}')
     return {i:o[which%len(o)] for i,o in references.items()}, {i:[c for j,c in enumerate(o) if j!=which%len(o)] for i,o in references.items()}
 
-# %% ../nbs/14_evaluate.ipynb #7a94255c
+# %% ../nbs/14_evaluate.ipynb #eebe9e04
 def _values(rows, metric):
     "Image values of one captioner, or of several seeds of it, as 's n', and the images"
     rows = [rows] if isinstance(rows, Scores) else list(rows)
@@ -127,7 +127,7 @@ def _pair(a, b, metric):
     if ids!=other: raise ValueError('The captioners were judged on different images, or in another order')
     return va,vb,ids
 
-# %% ../nbs/14_evaluate.ipynb #52a54479
+# %% ../nbs/14_evaluate.ipynb #00444b09
 def compare(
     a:Scores|Sequence[Scores], # one captioner; several seeds as a list
     b:Scores|Sequence[Scores], # the other, on the same images; as many seeds, seed by seed, or one
@@ -138,7 +138,7 @@ def compare(
     "How much higher is `a` than `b` on the same images (and seeds)?"
     return paired_difference(*_pair(a, b, metric)[:2], n=n, seed=seed)
 
-# %% ../nbs/14_evaluate.ipynb #f0a095cf
+# %% ../nbs/14_evaluate.ipynb #6b3692c5
 def comparable(
     a:Scores|Sequence[Scores], # a captioner with few labels
     full:Scores|Sequence[Scores], # full supervision, on the same images
@@ -148,7 +148,7 @@ def comparable(
     "Is CIDEr no worse than full supervision's by more than a margin, with 95 % confidence?"
     return compare(a, full, seed=seed).low > -margin*_mean(_values(full, 'cider')[0])
 
-# %% ../nbs/14_evaluate.ipynb #66e5ddad
+# %% ../nbs/14_evaluate.ipynb #03c2309e
 def more_distinctive(
     a:Scores|Sequence[Scores], # a captioner
     b:Scores|Sequence[Scores], # the one to beat, on the same images
@@ -165,7 +165,7 @@ def more_informative(
     "Is recall higher, and precision at most a little lower, with 95 % confidence?"
     return compare(a, b, 'recall').low > 0 and compare(a, b, 'precision').low > -margin
 
-# %% ../nbs/14_evaluate.ipynb #c6c89933
+# %% ../nbs/14_evaluate.ipynb #fcaddb61
 def load_scores(
     paths:Sequence[str|Path], # result files: {'rows': {row: {score: number}}, 'each': {row: {score: [number or null]}}}, a file a seed
 )->dict[str,list[Scores]]: # row -> a `Scores` a seed, of the rows that all files have
@@ -177,7 +177,7 @@ def load_scores(
         return Scores(o['rows'][r], range(len(next(iter(each.values()), ()))), each)
     return {r:[one(o, r) for o in found] for r in found[0]['rows'] if all(r in o['rows'] for o in found)}
 
-# %% ../nbs/14_evaluate.ipynb #1aa082c9
+# %% ../nbs/14_evaluate.ipynb #22287913
 def _cell(rows, name, interval):
     "One cell of the table: mean over seeds, and its interval"
     vs = [r[name] for r in rows if name in r]
@@ -188,7 +188,7 @@ def _cell(rows, name, interval):
     if not interval or not all(name in getattr(r, 'each', ()) for r in rows): return text
     return text+' [{}, {}]'.format(*map(f, bootstrap_ci(_values(rows, name)[0])))
 
-# %% ../nbs/14_evaluate.ipynb #6585d220
+# %% ../nbs/14_evaluate.ipynb #24f29be7
 def table(
     rows:dict[str,dict|Sequence[dict]], # name of a captioner -> its `Scores`, or those of several seeds
     columns:Sequence[str]=None, # which columns, in which order (all by default)
@@ -202,7 +202,7 @@ def table(
     lines += [[k, *(_cell(rs, o, interval) for o in names)] for k,rs in rows.items()]
     return '\n'.join('| '+' | '.join(o)+' |' for o in lines)
 
-# %% ../nbs/14_evaluate.ipynb #c01081ca
+# %% ../nbs/14_evaluate.ipynb #37c2fb67
 def ranked(
     a:Scores, # a captioner
     b:Scores=None, # another, on the same images; given one, images are ranked by what `a` gains over it

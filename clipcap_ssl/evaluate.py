@@ -91,7 +91,7 @@ def evaluate(
     "All scores of one captioner that the given material allows"
     texts,total,each = list(captions.values()),{},{}
     if not captions: raise ValueError('No captions to judge')
-    if judge is not None and reward is not None and (judge is reward or getattr(judge, 'hash', '')==reward.hash!=''): warnings.warn(f"The judge '{judge.name}' is the encoder of the reward: its scores say how well the reward was climbed, not how good the captions are")
+    if judge is not None and reward is not None and (judge is reward or getattr(judge, 'hash', '')==reward.hash!=''): warnings.warn(f"The judge '{getattr(judge, 'name', type(judge).__name__)}' is the encoder of the reward: its scores say how well the reward was climbed, not how good the captions are")
     if references is not None and metrics:
         total,images = score_each(captions, references, metrics)
         each |= {k:images[k] for k in ('rouge_l','cider','spice') if k in images}

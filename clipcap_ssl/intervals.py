@@ -40,14 +40,14 @@ def bootstrap_ci(
     v = np.atleast_2d(np.asarray(values, dtype=float))
     return _ends(_means(v, _weights(v.shape, n, seed)), level)
 
-# %% ../nbs/13a_intervals.ipynb #6d7e6a87
+# %% ../nbs/13a_intervals.ipynb #584b5151
 class Interval(NamedTuple):
     "An estimate with its interval"
     mean:float # what was measured
     low:float # lower end
     high:float # upper end
 
-# %% ../nbs/13a_intervals.ipynb #584b5151
+# %% ../nbs/13a_intervals.ipynb #6ef5cf7e
 def paired_difference(
     a:Float[np.ndarray,'*s n'], # one value an image, or one row a seed
     b:Float[np.ndarray,'*s n'], # on the same images; as many seeds, seed by seed, or a single one

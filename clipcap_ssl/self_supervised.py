@@ -45,37 +45,43 @@ def kl_to_reference(
     return ((p.exp()*(p-q)).sum(-1)*mask).sum()/mask.sum()
 
 # %% ../nbs/12_self_supervised.ipynb #8a7b3334
+@torch.no_grad()
+def _reference_logits(reference, x, samples):
+    "What the reference policy would have said, word by word"
+    return reference(x, samples.tokens, samples.mask)
+
+# %% ../nbs/12_self_supervised.ipynb #49c10768
 def anchors(
     reference:Captioner=None, # the stage-1 captioner, frozen; needed if `kl` is not 0
     labelled:Pairs=None, # the few labelled pairs; needed if `label_weight` is not 0
     kl:float=.1, # coefficient of the divergence from the reference
     label_weight:float=.5, # coefficient of the labelled pairs' cross-entropy
     label_batch:int=32, # labelled pairs a step
-)->Callable: # (loss, stats, model, features of each sample, samples, their logits) -> loss with anchors, and stats
+)->Callable: # (loss, stats, model, features of each sample, samples, their logits, the reference's if known) -> loss with anchors, and stats
     "What keeps a captioner near stage 1 while a reward moves it"
     if label_weight and labelled is None: raise ValueError('The label anchor needs labelled pairs: give them, or label_weight=0')
     if kl and reference is None: raise ValueError('A divergence needs a reference: give frozen_copy(model), or kl=0')
     few = caption_step(labelled) if labelled is not None else None
-    def add(loss, stats, model, x, samples, logits):
+    def add(loss, stats, model, x, samples, logits, ref=None):
         if kl:
-            with torch.no_grad(): ref = reference(x, samples.tokens, samples.mask)
+            if ref is None: ref = _reference_logits(reference, x, samples)
             div = kl_to_reference(logits, ref, samples.mask); loss,stats = loss+kl*div,stats|{'kl':div.item()}
         if label_weight: loss = loss+label_weight*few(model, torch.randint(len(labelled), (label_batch,)))[0]
         return loss,stats
     return add
 
-# %% ../nbs/12_self_supervised.ipynb #97baecda
+# %% ../nbs/12_self_supervised.ipynb #5dc0ffc4
 advantages = dict(none=lambda r: r, leave_one_out=leave_one_out, group_mean=group_mean, group_normed=group_normed, batch_normed=batch_normed)
 objectives = (*advantages, 'greedy', 'preference')
 
-# %% ../nbs/12_self_supervised.ipynb #5dc0ffc4
+# %% ../nbs/12_self_supervised.ipynb #d7c9a51c
 def _reward_loss(objective, logprobs, reference, mask, rewards, greedy_rewards):
-    "The part of the loss that the reward moves; `reference` and `greedy_rewards` are called where they are needed"
-    if objective=='preference': return preference_loss(logprobs, reference(), mask, rewards)
+    "The part of the loss that the reward moves; `greedy_rewards` is called where it is needed"
+    if objective=='preference': return preference_loss(logprobs, reference, mask, rewards)
     adv = greedy_baseline(rewards, greedy_rewards()) if objective=='greedy' else advantages[objective](rewards)
     return policy_gradient_loss(logprobs, mask, adv)
 
-# %% ../nbs/12_self_supervised.ipynb #16b51c6d
+# %% ../nbs/12_self_supervised.ipynb #181f00f4
 def policy_step(
     x:Float[Tensor,'n d'], # features of photos without captions
     reward:Callable, # (texts, x) -> 'b s'
@@ -98,13 +104,14 @@ def policy_step(
         xs = x[rows.to(x.device)]; each = xs.repeat_interleave(n_samples, 0)
         g = sample(model, xs, n_samples, temperature, seed=int(torch.randint(2**31, ())), max_new_tokens=max_new_tokens)
         r,logits = reward(g.text, xs),model(each, g.tokens, g.mask)
-        shape = (len(xs), n_samples, -1)
-        loss = _reward_loss(objective, token_logprobs(logits, g.tokens).view(shape), lambda: reference.logprobs(each, g.tokens, g.mask).detach().view(shape), g.mask.view(shape), r,
+        ref = _reference_logits(reference, each, g) if objective=='preference' else None
+        chosen = lambda o: token_logprobs(o, g.tokens).view(len(xs), n_samples, -1)
+        loss = _reward_loss(objective, chosen(logits), ref if ref is None else chosen(ref), g.mask.view(len(xs), n_samples, -1), r,
                             lambda: reward(greedy(model, xs, max_new_tokens=max_new_tokens).text, xs)[:,0])
-        return anchored(loss, dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits)
+        return anchored(loss, dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits, ref)
     return loss_fn
 
-# %% ../nbs/12_self_supervised.ipynb #4ee6d614
+# %% ../nbs/12_self_supervised.ipynb #cce079ec
 @torch.no_grad()
 def caption_kl(
     model:Captioner, # the captioner as it is now
@@ -118,7 +125,7 @@ def caption_kl(
     a_token = kl_to_reference(*(m(x, g.tokens, g.mask) for m in (model, reference)), g.mask)
     return (a_token*g.mask.sum()/len(x)).item(),g.text
 
-# %% ../nbs/12_self_supervised.ipynb #cce079ec
+# %% ../nbs/12_self_supervised.ipynb #d6591d54
 class Trace:
     "A hook for `fit`: divergence from the start, reward and captions, every so many steps"
     def __init__(self,
@@ -137,7 +144,7 @@ class Trace:
         said = greedy(model, self.x, max_new_tokens=self.n).text
         self.rows.append(dict(step=step+1, kl=kl, reward=self.reward(texts, self.x).mean().item(), captions=said[:self.keep], **(self.score(said) if self.score else {})))
 
-# %% ../nbs/12_self_supervised.ipynb #48c27d80
+# %% ../nbs/12_self_supervised.ipynb #778865ef
 def train_self_supervised(
     model:Captioner, # a stage-1 captioner, trained further in place
     x:Float[Tensor,'n d'], # features of photos without captions

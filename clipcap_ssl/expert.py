@@ -84,7 +84,7 @@ def select_captions(
     best = [(scale*o@y.T+bias).topk(min(top, len(y)), dim=1) for o in x.split(chunk)]
     return torch.cat([o.indices for o in best]),torch.cat([o.values for o in best])
 
-# %% ../nbs/13_expert.ipynb #7238f566
+# %% ../nbs/13_expert.ipynb #245a307d
 @torch.no_grad()
 def length_bonus(
     score:Float[Tensor,'n m'], # of every caption of the pool for some photos; a few hundred are enough
@@ -100,7 +100,7 @@ def length_bonus(
         else: high = b
     return b
 
-# %% ../nbs/13_expert.ipynb #c2b89b6a
+# %% ../nbs/13_expert.ipynb #3c3c1a9b
 def expert_step(
     chosen:Pairs, # photos with the captions that were kept
     labelled:Pairs=None, # the few labelled pairs
@@ -115,7 +115,7 @@ def expert_step(
         return loss,{}
     return loss_fn
 
-# %% ../nbs/13_expert.ipynb #8f7f80fb
+# %% ../nbs/13_expert.ipynb #e967b564
 def _choose(first, model, x, encoder, n_samples, n_null, top, prior_weight, scale, target, max_new_tokens, seed, judge=None):
     "A pool and the best of it for every photo: texts, 'n top' of them, and how many there were to choose from"
     pool = candidate_captions(model, x, n_samples, n_null, max_new_tokens=max_new_tokens, seed=seed)
@@ -127,7 +127,7 @@ def _choose(first, model, x, encoder, n_samples, n_null, top, prior_weight, scal
     else: score,at = (table+b*words).topk(top, dim=1)
     return [pool[j] for j in at.flatten().tolist()],dict(pool=len(pool), bonus=b, score=score.mean().item())
 
-# %% ../nbs/13_expert.ipynb #3a75ddc2
+# %% ../nbs/13_expert.ipynb #b9c5e1c4
 def train_expert(
     model:Captioner, # a stage-1 captioner, trained further in place
     x:Float[Tensor,'n d'], # features of photos without captions

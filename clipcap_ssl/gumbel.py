@@ -26,7 +26,7 @@ def gumbel_step(
     x:Float[Tensor,'n d'], # features of photos without captions
     bridge:Bridge, # from the captioner's words to the encoder's text tower
     reward:Callable, # (y, x) -> 'b s', of embeddings
-    reference:Captioner=None, # the stage-1 captioner, frozen; needed if `kl` is not 0
+    reference:Captioner=None, # the captioner it starts from (stage 1 here), frozen; needed if `kl` is not 0
     labelled:Pairs=None, # the few labelled pairs; needed if `label_weight` is not 0
     n_samples:int=1, # captions sampled for an image
     kl:float=.1, # coefficient of the divergence from the reference
@@ -51,7 +51,7 @@ def gumbel_step(
 
 # %% ../nbs/12a_gumbel.ipynb #3571915b
 def train_gumbel(
-    model:Captioner, # a stage-1 captioner, trained further in place
+    model:Captioner, # the captioner to start from (stage 1 here), trained further in place
     x:Float[Tensor,'n d'], # features of photos without captions
     encoder:OpenCLIPEncoder, # whose text tower gives the gradient
     bank:Float[Tensor,'m d'], # features of images to be told apart from
@@ -61,7 +61,7 @@ def train_gumbel(
     n_samples:int=2, # captions a photo
     lr:float=1.2e-3, # of the mapping network
     lr_lm:float=4e-4, # of the language model
-    kl:float=.1, # coefficient of the divergence from stage 1
+    kl:float=.1, # coefficient of the divergence from the start
     label_weight:float=.5, # coefficient of the labelled pairs
     scale:float=10., # inverse temperature of the contrastive reward
     temperature:float=2., # of the relaxed sample

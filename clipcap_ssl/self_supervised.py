@@ -44,21 +44,21 @@ def kl_to_reference(
     p,q = logits.float().log_softmax(-1),reference.float().log_softmax(-1)
     return ((p.exp()*(p-q)).sum(-1)*mask).sum()/mask.sum()
 
-# %% ../nbs/12_self_supervised.ipynb #8a7b3334
+# %% ../nbs/12_self_supervised.ipynb #16b51c6d
 @torch.no_grad()
 def _reference_logits(reference, x, samples):
     "What the reference policy would have said, word by word"
     return reference(x, samples.tokens, samples.mask)
 
-# %% ../nbs/12_self_supervised.ipynb #49c10768
+# %% ../nbs/12_self_supervised.ipynb #181f00f4
 def anchors(
-    reference:Captioner=None, # the stage-1 captioner, frozen; needed if `kl` is not 0
+    reference:Captioner=None, # the captioner it starts from (stage 1 here), frozen; needed if `kl` is not 0
     labelled:Pairs=None, # the few labelled pairs; needed if `label_weight` is not 0
     kl:float=.1, # coefficient of the divergence from the reference
     label_weight:float=.5, # coefficient of the labelled pairs' cross-entropy
     label_batch:int=32, # labelled pairs a step
 )->Callable: # (loss, stats, model, features of each sample, samples, their logits, the reference's if known) -> loss with anchors, and stats
-    "What keeps a captioner near stage 1 while a reward moves it"
+    "What keeps a captioner near its start while a reward moves it"
     if label_weight and labelled is None: raise ValueError('The label anchor needs labelled pairs: give them, or label_weight=0')
     if kl and reference is None: raise ValueError('A divergence needs a reference: give frozen_copy(model), or kl=0')
     few = caption_step(labelled) if labelled is not None else None
@@ -70,22 +70,22 @@ def anchors(
         return loss,stats
     return add
 
-# %% ../nbs/12_self_supervised.ipynb #5dc0ffc4
+# %% ../nbs/12_self_supervised.ipynb #b60884b2
 advantages = dict(none=lambda r: r, leave_one_out=leave_one_out, group_mean=group_mean, group_normed=group_normed, batch_normed=batch_normed)
 objectives = (*advantages, 'greedy', 'preference')
 
-# %% ../nbs/12_self_supervised.ipynb #d7c9a51c
+# %% ../nbs/12_self_supervised.ipynb #2998acf9
 def _reward_loss(objective, logprobs, reference, mask, rewards, greedy_rewards):
     "The part of the loss that the reward moves; `greedy_rewards` is called where it is needed"
     if objective=='preference': return preference_loss(logprobs, reference, mask, rewards)
     adv = greedy_baseline(rewards, greedy_rewards()) if objective=='greedy' else advantages[objective](rewards)
     return policy_gradient_loss(logprobs, mask, adv)
 
-# %% ../nbs/12_self_supervised.ipynb #181f00f4
+# %% ../nbs/12_self_supervised.ipynb #4ee6d614
 def policy_step(
     x:Float[Tensor,'n d'], # features of photos without captions
     reward:Callable, # (texts, x) -> 'b s'
-    reference:Captioner=None, # the stage-1 captioner, frozen; needed if `kl` is not 0, and by 'preference'
+    reference:Captioner=None, # the captioner it starts from (stage 1 here), frozen; needed if `kl` is not 0, and by 'preference'
     labelled:Pairs=None, # the few labelled pairs; needed if `label_weight` is not 0
     n_samples:int=5, # captions sampled for an image
     kl:float=.1, # coefficient of the divergence from the reference
@@ -111,7 +111,7 @@ def policy_step(
         return anchored(loss, dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits, ref)
     return loss_fn
 
-# %% ../nbs/12_self_supervised.ipynb #cce079ec
+# %% ../nbs/12_self_supervised.ipynb #25b37149
 @torch.no_grad()
 def caption_kl(
     model:Captioner, # the captioner as it is now
@@ -125,7 +125,7 @@ def caption_kl(
     a_token = kl_to_reference(*(m(x, g.tokens, g.mask) for m in (model, reference)), g.mask)
     return (a_token*g.mask.sum()/len(x)).item(),g.text
 
-# %% ../nbs/12_self_supervised.ipynb #d6591d54
+# %% ../nbs/12_self_supervised.ipynb #cd320ab8
 class Trace:
     "A hook for `fit`: divergence from the start, reward and captions, every so many steps"
     def __init__(self,
@@ -144,9 +144,9 @@ class Trace:
         said = greedy(model, self.x, max_new_tokens=self.n).text
         self.rows.append(dict(step=step+1, kl=kl, reward=self.reward(texts, self.x).mean().item(), captions=said[:self.keep], **(self.score(said) if self.score else {})))
 
-# %% ../nbs/12_self_supervised.ipynb #778865ef
+# %% ../nbs/12_self_supervised.ipynb #a1ec3817
 def train_self_supervised(
-    model:Captioner, # a stage-1 captioner, trained further in place
+    model:Captioner, # the captioner to start from (stage 1 here), trained further in place
     x:Float[Tensor,'n d'], # features of photos without captions
     reward:Callable, # (texts, x) -> 'b s'
     labelled:Pairs=None, # the few labelled pairs, for the anchor
@@ -155,7 +155,7 @@ def train_self_supervised(
     n_samples:int=5, # captions a photo
     lr:float=6e-4, # of the mapping network
     lr_lm:float=2e-4, # of the language model
-    kl:float=.1, # coefficient of the divergence from stage 1
+    kl:float=.1, # coefficient of the divergence from the start
     label_weight:float=.5, # coefficient of the labelled pairs
     max_new_tokens:int=24, # longest caption
     seed:int=0, # order of the photos, and the samples

@@ -8,7 +8,7 @@ __all__ = ['comparable', 'gap_closed', 'above_path', 'more_distinctive', 'more_i
 # %% ../nbs/14c_claims.ipynb #9019479a
 from collections.abc import Sequence
 import numpy as np
-from .evaluate import Scores, compare
+from .evaluate import Scores, _pair, compare
 from .intervals import Interval, interval_of, share_of_gap
 
 # %% ../nbs/14c_claims.ipynb #649861ae
@@ -19,13 +19,12 @@ def comparable(
     seed:int=0, # of the bootstrap
 )->bool: # does the lower end of the paired interval stay above the loss allowed?
     "Is CIDEr no worse than full supervision's by more than a margin, with 95 % confidence?"
-    rows = [full] if isinstance(full, Scores) else full
-    return compare(a, full, seed=seed).low > -margin*float(np.nanmean([r.each['cider'] for r in rows]))
+    return compare(a, full, seed=seed).low > -margin*float(np.nanmean(_pair(a, full, 'cider')[1]))
 
 # %% ../nbs/14c_claims.ipynb #95db7ae0
-def _each(rows, metric):
-    "Values of the images, one row a seed"
-    return np.stack([r.each[metric] for r in ([rows] if isinstance(rows, Scores) else rows)])
+def _together(rows, metric):
+    "Values of several captioners, one row a seed each; refused where their images differ"
+    return [_pair(o, rows[0], metric)[0] for o in rows]
 
 def gap_closed(
     a:Scores|Sequence[Scores], # a captioner
@@ -34,7 +33,7 @@ def gap_closed(
     metric:str='cider', # a score that is a mean over images
 )->Interval: # 0 at stage 1, 1 at full supervision
     "How much of the way from stage 1 to full supervision has a captioner gone?"
-    return share_of_gap(*(_each(o, metric) for o in (a, start, full)))
+    return share_of_gap(*_together((a, start, full), metric))
 
 # %% ../nbs/14c_claims.ipynb #c7adea02
 def _best_on_path(q, qs, ps):
@@ -54,7 +53,7 @@ def above_path(
 )->Interval: # of the captioner's P@1 minus the path's best at this CIDEr or a higher one
     "How much higher is P@1 than what guidance reaches without losing more CIDEr?"
     def gap(*v): (q,*qs),(p,*ps) = np.split(np.stack([np.atleast_1d(o) for o in v]), 2); return (p-_best_on_path(q, np.stack(qs), np.stack(ps))).squeeze()
-    return interval_of(gap, *(_each(o, k) for k in ('cider', metric) for o in (a, *path)), n=n, seed=seed)
+    return interval_of(gap, *(v for k in ('cider', metric) for v in _together((a, *path), k)), n=n, seed=seed)
 
 # %% ../nbs/14c_claims.ipynb #cb765a4e
 def more_distinctive(

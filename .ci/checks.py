@@ -1,5 +1,5 @@
 """The checks of .ci/run that are more than one command: python .ci/checks.py NAME [ARGUMENT...], in the top folder of a checkout"""
-import ast, configparser, json, re, subprocess, sys, tarfile, zipfile
+import ast, configparser, graphlib, io, json, re, subprocess, sys, tarfile, tokenize, zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -44,25 +44,59 @@ def notebooks():
     bad = [f'{o}: skip_exec' for o in files if re.search(r'skip_exec:\s*true', Path(o).read_text(encoding='utf-8'), re.I)]
     return bad + [f'{o} switches its neighbours off' for o in tracked('nbs/**.notest', 'nbs/.notest')]
 
+def chapters():
+    "{notebook: its place}: chapters of the story by number and letter; everything else, such as the appendix, has no place."
+    found = {o: re.match(r'(\d+)([a-z]?)_', Path(o).name) for o in tracked('nbs/*.ipynb')}
+    return {o: (int(m[1]), m[2]) for o, m in found.items() if m and Path(o).parent == Path('nbs')}
+
+def exports():
+    "{module: the notebook that exports it}."
+    found = {o: re.search(r'#\| *default_exp ([\w.]+)', Path(o).read_text(encoding='utf-8')) for o in tracked('nbs/*.ipynb')}
+    return {m[1]: o for o, m in found.items() if m}
+
+def own(names, modules):
+    "The package's modules among imported `names`, and the names that are none of them."
+    found, odd = set(), set()
+    for m in names:
+        if not m.startswith('clipcap_ssl.'): continue
+        parts = m.split('.')[1:]
+        hit = next((k for i in range(len(parts), 0, -1) if (k := '.'.join(parts[:i])) in modules), None)
+        if hit: found.add(hit)
+        elif len(parts) > 1: odd.add(m)
+    return found, odd
+
 def order():
-    "A notebook imports from lower numbers only; the package imports nothing that settings.ini does not require."
-    number = {o: re.match(r'(\d+)([a-z]?)_', Path(o).name).groups() for o in tracked('nbs/[0-9]*.ipynb')}
-    found = {o: re.search(r'#\| *default_exp (\w+)', Path(o).read_text(encoding='utf-8')) for o in number}
-    module = {m[1]: number[o] for o, m in found.items() if m}
-    bad = [f'{o} exports no module' for o, m in found.items() if not m]
+    "A chapter imports from earlier chapters or from the appendix, modules form no cycle, and the package imports only what settings.ini requires."
+    place, module, bad = chapters(), exports(), []
     for o in tracked('nbs/*.ipynb'):
-        for m in sorted(set().union(*(imported(ast.parse(c)) for c in code_cells(o)))):
-            if not m.startswith('clipcap_ssl.'): continue
-            name = m.split('.')[1]
-            if name == '__version__': continue
-            if name not in module: bad.append(f'{o} imports {m}, which no notebook exports')
-            elif o in number and module[name] > number[o]: bad.append(f'{o} imports {m}, which has a higher number')
+        used, odd = own(set().union(*(imported(ast.parse(c)) for c in code_cells(o))), module)
+        bad += [f'{o} imports {m}, which no notebook exports' for m in sorted(odd)]
+        if o in place: bad += [f'{o} imports {m} of the later {module[m]}' for m in sorted(used) if place.get(module[m], (-1, '')) > place[o]]
+    bad += cycles(module)
     required, owners = {canonical(o) for o in settings()['requirements'].split()}, metadata.packages_distributions()
     for o in tracked('clipcap_ssl/*.py'):
         for m in sorted({m.split('.')[0] for m in imported(ast.parse(Path(o).read_text(encoding='utf-8')), optional=False)}):
             if m in sys.stdlib_module_names or m == 'clipcap_ssl': continue
             if not required & {canonical(d) for d in owners.get(m, [])}: bad.append(f'{o} imports {m}, which settings.ini does not require')
     return bad
+
+def absolute(tree, path):
+    "Names of the modules that the module at `path` imports, relative ones in full; what only type checkers see is left out."
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == 'TYPE_CHECKING': return set()
+    found = {o.name for o in tree.names} if isinstance(tree, ast.Import) else set()
+    if isinstance(tree, ast.ImportFrom):
+        up = Path(path).parts[:-tree.level] if tree.level else ()
+        base = '.'.join([*up, *([tree.module] if tree.module else [])])
+        found = {f'{base}.{o.name}' for o in tree.names}
+    return found.union(*(absolute(o, path) for o in ast.iter_child_nodes(tree)))
+
+def cycles(modules):
+    "Modules that import each other, in a circle."
+    files = {m: Path('clipcap_ssl', *m.split('.')).with_suffix('.py') for m in modules}
+    graph = {m: own(absolute(ast.parse(f.read_text(encoding='utf-8')), f), modules)[0] - {m} for m, f in files.items()}
+    try: list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as e: return ['modules import each other: ' + ' -> '.join(e.args[1])]
+    return []
 
 def cells():
     """What the documentation would lose or trip over. Text beside the title in its cell is dropped, and a cell that holds an
@@ -78,6 +112,45 @@ def cells():
             kinds = {isinstance(c, (ast.Import, ast.ImportFrom)) for c in ast.parse(source).body}
             if len(kinds) == 2 and not re.search(r'^#\| *exports?i?\b|nbdev_export\(\)', source, re.M):
                 bad.append(f'{o}, code cell {i} mixes imports with other code: {source[:60]!r}')
+    return bad
+
+def joined(source):
+    "Numbers of the lines of code in which `;` joins statements."
+    found = []
+    try:
+        for t in tokenize.generate_tokens(io.StringIO(source).readline):
+            if t.type == tokenize.OP and t.string == ';' and t.line[t.end[1]:].strip(): found.append(t.start[0])
+    except tokenize.TokenError: pass
+    return found
+
+def prose(source):
+    "Markdown without code, formulas, links' targets and addresses."
+    for o in (r'```.*?```', r'`[^`]*`', r'\$\$.*?\$\$', r'\$[^$\n]*\$', r'\]\([^)]*\)', r'<[^>]+>', r'https?://\S+'): source = re.sub(o, ' ', source, flags=re.S)
+    return source
+
+def style(*names):
+    """What CONTRIBUTING.md promises of a notebook's form: lines of at most 100 characters (120 for a parameter with its comment), no `;` that
+    joins statements, no literature that is no key of references.bib, no figure without an alt text, few semicolons in prose."""
+    keys = set(re.findall(r'^@\w+\{([^,]+),', Path('nbs/references.bib').read_text(encoding='utf-8'), re.M))
+    param, bad = re.compile(r'^\s*(\*|[A-Za-z_]\w*\s*[:=,].*|\)\s*->.*)#'), []
+    for o in names or tracked('nbs/*.ipynb'):
+        words = semicolons = 0
+        for i, c in enumerate(json.loads(Path(o).read_text(encoding='utf-8'))['cells']):
+            source, where = ''.join(c['source']), f'{o}, cell {i}'
+            if c['cell_type'] == 'code':
+                for n, line in enumerate(source.split('\n'), 1):
+                    if not line.startswith('#|') and len(line) > (120 if param.match(line) else 100): bad.append(f'{where}, line {n} has {len(line)} characters')
+                bad += [f'{where}, line {n} joins statements with ;' for n in joined(re.sub(r'^\s*[%!].*', '', source, flags=re.M))]
+                shows = any(k.startswith('image/') for out in c.get('outputs', []) for k in out.get('data', {}))
+                if shows and not re.search(r'^#\| *fig-alt: *\S', source, re.M): bad.append(f'{where} shows a figure and has no `#| fig-alt: ...`')
+            elif c['cell_type'] == 'markdown':
+                text = prose(source)
+                bad += [f'{where} cites {k}, which references.bib lacks' for g in re.findall(r'\[(-?@[^\]]+)\]', text) for k in re.findall(r'@([\w:-]+)', g) if k not in keys]
+                bad += [f'{where}: cite by key, not "{m}"' for m in re.findall(r'[A-Z][\w-]+ (?:et al\.|and [A-Z][\w-]+),? \(?\d{4}\)?', text)]
+                bad += [f'{where}: an image without an alt text' for _ in re.findall(r'!\[\s*\]\(', source)]
+                words += len(text.split())
+                semicolons += text.count(';')
+        if semicolons > max(1, words/300): bad.append(f'{o}: {semicolons} semicolons in {words} words of prose, one in 300 is the limit')
     return bad
 
 def pins():
@@ -118,7 +191,7 @@ def installed(prefix):
     import importlib, pkgutil, clipcap_ssl
     here = Path(clipcap_ssl.__file__).resolve()
     if not here.is_relative_to(Path(prefix).resolve()): return [f'imported from {here}, not from {prefix}']
-    for m in pkgutil.iter_modules(clipcap_ssl.__path__): importlib.import_module(f'clipcap_ssl.{m.name}')
+    for m in pkgutil.walk_packages(clipcap_ssl.__path__, 'clipcap_ssl.'): importlib.import_module(m.name)
     bad = []
     for o in metadata.distribution('clipcap_ssl').entry_points:
         if o.group != 'console_scripts': continue
@@ -127,7 +200,7 @@ def installed(prefix):
     return bad
 
 if __name__ == '__main__':
-    checks = {f.__name__: f for f in (command, notebooks, order, cells, pins, paths, archives, installed)}
+    checks = {f.__name__: f for f in (command, notebooks, order, cells, style, pins, paths, archives, installed)}
     if len(sys.argv) < 2 or sys.argv[1] not in checks: sys.exit(f'{__doc__}\nNAME is one of: {", ".join(checks)}')
     problems = checks[sys.argv[1]](*sys.argv[2:]) or []
     for o in problems: print(o, file=sys.stderr)

@@ -10,7 +10,7 @@ metrics = 'cider oracle_p_at_1_100 precision recall reward mean_length cpu_secon
 def bpe(n, texts):
     "A byte-level tokenizer of GPT-2's kind, with at most `n` tokens; only letters that occur are among them"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from clipcap_ssl.decoder import PreTrainedTokenizerFast
+    from clipcap_ssl.models.lm import PreTrainedTokenizerFast
     t = Tokenizer(models.BPE()); t.pre_tokenizer,t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
     t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=n, special_tokens=['<|endoftext|>'], show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=t, eos_token='<|endoftext|>', bos_token='<|endoftext|>')
@@ -20,25 +20,25 @@ def pretrain(folder, n, recipe, steps):
     "A language model of the shape of 'toy', trained by its recipe on the same sentences, with a tokenizer of its own"
     import torch
     from clipcap_ssl.core import set_seed, write_json
-    from clipcap_ssl.decoder import new_lm, tokenize_captions
-    from clipcap_ssl.pretrain import lm_step, sentences
-    from clipcap_ssl.train import batches, fit, warmup_cosine
+    from clipcap_ssl.models.lm import new_lm, tokenize_captions
+    from clipcap_ssl.train.pretrain import lm_step, sentences
+    from clipcap_ssl.train.loop import batches, fit, warmup_cosine
     t,texts = time.process_time(),sentences(recipe['sentences'], recipe['data_seed'])
     tok = bpe(n, texts[:5000])
     tokens,mask = tokenize_captions(tok, texts)
     set_seed(recipe['seed'])
-    lm = new_lm(tok, recipe['width'], recipe['layers'], recipe['heads'], n_positions=64)
+    lm = new_lm(tok, recipe['width'], recipe['layers'], n_heads=recipe['heads'], n_positions=64)
     opt = torch.optim.AdamW(lm.parameters(), lr=recipe['lr'], weight_decay=.01)
-    fit(lm, batches(len(tokens), recipe['batch'], recipe['seed']), lm_step(tokens, mask), opt, steps, sched=warmup_cosine(opt, steps, min(50, steps//5)), desc=f'training {folder.name}')
+    fit(lm, batches(len(tokens), recipe['batch'], recipe['seed']), lm_step(tokens, mask), opt=opt, n_steps=steps, sched=warmup_cosine(opt, steps, min(50, steps//5)), desc=f'training {folder.name}')
     lm.half().save_pretrained(folder); tok.save_pretrained(folder)
     write_json(folder/'recipe.json', dict(recipe=recipe | {'steps':steps, 'tokens':len(tok)}, cpu_seconds=round(time.process_time()-t, 1), supervision=dict(sentences=recipe['sentences'])))   # last: its presence says that the model is done
 
 
 def fidelity(tok, encoder, captions):
     "How well a tokenizer's captions cross the bridge"
-    from clipcap_ssl.bridge import Bridge, bridge_fidelity
+    from clipcap_ssl.rewards.bridge import Bridge, bridge_fidelity
     words = tok([f' {w}' for c in captions for w in c.split()[1:]])['input_ids']
-    f = bridge_fidelity(Bridge(tok, encoder), encoder, tok, captions)
+    f = bridge_fidelity(Bridge(tok, encoder), encoder, tok, texts=captions)
     return dict(tokens=len(tok), whole_words=sum(len(o)==1 for o in words)/len(words), longest=max(len(o) for o in tok(captions)['input_ids']), captions=len(captions),
                 fidelity=f.mean().item(), fidelity_p05=f.quantile(.05).item(), share_below_085=(f<.85).float().mean().item())
 
@@ -55,12 +55,12 @@ def main(
     "Measure what the bridge loses and what that costs the Gumbel route. Example: python scripts/bridge_cost.py --sizes 400 120 --seeds 11 12"
     import torch
     from clipcap_ssl import __version__
-    from clipcap_ssl.config import load_config
+    from clipcap_ssl.pipeline.config import load_config
     from clipcap_ssl.core import asset_path, read_json, write_json
-    from clipcap_ssl.decoder import load_lm
-    from clipcap_ssl.encoder import load_encoder
-    from clipcap_ssl.experiment import run
-    from clipcap_ssl.scenes import ToyScenes
+    from clipcap_ssl.models.loading import load_lm
+    from clipcap_ssl.models.encoder import load_encoder
+    from clipcap_ssl.pipeline.experiment import run
+    from clipcap_ssl.data.scenes import ToyScenes
     torch.set_num_threads(1)
     out,recipe = Path(out),read_json(asset_path('toy-lm')/'recipe.json')['recipe']
     settings = dict(policy_from='stage1', policy_steps=150, rows=['stage1','stage2_gumbel','stage2_policy']) | dict(o.split('=', 1) for o in set or [])

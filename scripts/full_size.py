@@ -12,15 +12,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from clipcap_ssl.core import default_device, set_seed, write_json
-from clipcap_ssl.decoder import PreTrainedTokenizerFast, add_lora, freeze, load_lm, new_lm, tokenize_captions
-from clipcap_ssl.encoder import load_encoder, open_clip
-from clipcap_ssl.expert import train_expert
-from clipcap_ssl.generate import Captioner, beam, best_of_n, greedy, guided, sample
-from clipcap_ssl.gumbel import train_gumbel
-from clipcap_ssl.mapper import make_mapper
-from clipcap_ssl.reward import contrastive_reward
-from clipcap_ssl.self_supervised import train_self_supervised
-from clipcap_ssl.supervised import Pairs, train_supervised
+from clipcap_ssl.models.lm import PreTrainedTokenizerFast, freeze, new_lm, tokenize_captions
+from clipcap_ssl.models.loading import add_lora, load_lm
+from clipcap_ssl.models.encoder import load_encoder, open_clip
+from clipcap_ssl.train.expert import train_expert
+from clipcap_ssl.models.captioner import Captioner
+from clipcap_ssl.models.generate import beam, best_of_n, greedy, guided, sample
+from clipcap_ssl.train.gumbel import train_gumbel
+from clipcap_ssl.models.mapper import make_mapper
+from clipcap_ssl.rewards.reward import contrastive_reward
+from clipcap_ssl.train.policy import train_policy
+from clipcap_ssl.train.supervised import Pairs, train_supervised
 
 def peak():
     "Largest resident memory so far, GiB; since `forget_peak` where Linux allows it"
@@ -96,14 +98,14 @@ def main():
         with step('embed photos, with their grid') as row: grid = encoder.encode_grid(images); row['shape'] = list(grid.shape)
         tokens,mask = (o.to(device) for o in tokenize_captions(tok, ['a photo of a small red star above a blue square', 'two dogs run on a beach']*n))
         pairs = Pairs(x.repeat(2, 1), tokens, mask)
-        model = Captioner(make_mapper('mlp', encoder.dim, 10, lm.config.hidden_size), lm, tok, encoder.name, encoder.hash).to(device).attach(encoder)
+        model = Captioner(make_mapper('mlp', encoder.dim, 10, lm.config.hidden_size), lm, tok, encoder_name=encoder.name, encoder_hash=encoder.hash).to(device).attach(encoder)
         common = dict(batch_size=n, lr=1e-4, lr_lm=1e-5)
         with step('stage 1, one step'): log = train_supervised(model, pairs, n_steps=1, **common)
         report['stage 1, one step']['loss'] = log[-1]['loss']
         common |= dict(n_steps=1, max_new_tokens=a.tokens)
-        with step('stage 2, expert, one step'): train_expert(model, x, encoder, pairs, rounds=1, n_samples=1, n_null=n, top=1, **common)
-        with step('stage 2, policy, one step'): train_self_supervised(model, x, contrastive_reward(encoder, x, 10.), pairs, n_samples=2, **common)
-        with step('stage 2, gumbel, one step'): train_gumbel(model, x, encoder, x, pairs, n_samples=1, **common)
+        with step('stage 2, expert, one step'): train_expert(model, x, encoder, labelled=pairs, rounds=1, n_samples=1, n_null=n, top=1, **common)
+        with step('stage 2, policy, one step'): train_policy(model, x, contrastive_reward(encoder, x, 10.), labelled=pairs, n_samples=2, **common)
+        with step('stage 2, gumbel, one step'): train_gumbel(model, x, encoder, bank=x, labelled=pairs, n_samples=1, **common)
         decoders_of(model, x, encoder, a.tokens, report, device)
         with step('save and load the captioner') as row:
             model.save_pretrained(d/'captioner'); again = Captioner.from_pretrained(d/'captioner').to(device).attach(encoder)
@@ -112,7 +114,7 @@ def main():
         del again, model
         for kind,features in (('transformer', x), ('grid', grid)):
             lm,_ = load_lm(d/'gpt2', device)
-            light = Captioner(make_mapper(kind, features.shape[-1], 10, lm.config.hidden_size, n_heads=2 if a.small else 8), freeze(lm), tok, encoder.name, encoder.hash).to(device).attach(encoder)
+            light = Captioner(make_mapper(kind, features.shape[-1], 10, lm.config.hidden_size, n_heads=2 if a.small else 8), freeze(lm), tok, encoder_name=encoder.name, encoder_hash=encoder.hash).to(device).attach(encoder)
             if kind=='grid': add_lora(light.lm).to(device)
             with step(f'frozen language model{" with LoRA" if kind=="grid" else ""}, {kind} mapper, stage 1, one step') as row:
                 train_supervised(light, Pairs(features.repeat(2, *[1]*(features.ndim-1)), tokens, mask), n_steps=1, batch_size=n, lr=1e-4, lr_lm=1e-4)

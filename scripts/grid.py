@@ -16,9 +16,9 @@ def commit():
 def one(recipe, settings, out, result, keep_each, version):
     "One experiment in a process of its own; its result as one JSON file"
     import torch
-    from clipcap_ssl.config import load_config
+    from clipcap_ssl.pipeline.config import load_config
     from clipcap_ssl.core import read_json, write_text
-    from clipcap_ssl.experiment import run
+    from clipcap_ssl.pipeline.experiment import run
     torch.set_num_threads(1)
     start = time.time()
     run(load_config(recipe, **settings), out, say=lambda o: None)

@@ -12,7 +12,7 @@ def usual_route(captions, references):
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    from clipcap_ssl.cocoeval import java_home
+    from clipcap_ssl.metrics.coco import java_home
     as_coco = lambda o: {i: [{'caption':c} for c in cs] for i,cs in o.items()}
     with patch.dict(os.environ, PATH=f"{java_home()/'bin'}{os.pathsep}{os.environ['PATH']}"):
         refs,caps = (PTBTokenizer().tokenize(as_coco(o)) for o in (references, {i:[c] for i,c in captions.items()}))
@@ -29,10 +29,10 @@ def timed(f, *args):
 def times(captions, references, judge, lm):
     "Seconds by metric, for these captions"
     import torch
-    from clipcap_ssl.cider import CiderD
-    from clipcap_ssl.cocoeval import _tokens, ptb_tokenize, score_captions
-    from clipcap_ssl.metrics import clip_score, hits_at_k, p_at_1, p_at_1_near
-    from clipcap_ssl.wording import broken_ending, coverage, nouns_and_adjectives, perplexity
+    from clipcap_ssl.metrics.cider import CiderD
+    from clipcap_ssl.metrics.coco import _tokens, ptb_tokenize, score_captions
+    from clipcap_ssl.metrics.reference_free import clip_score, hits_at_k, p_at_1, p_at_1_near
+    from clipcap_ssl.metrics.wording import broken_ending, coverage, nouns_and_adjectives, perplexity
     texts,out = list(captions.values()),{}
     _tokens.clear(); every = [*texts, *(c for cs in references.values() for c in cs)]
     _,out[f'PTB tokenizer, {len(every):,} texts, Java started'] = timed(ptb_tokenize, every)
@@ -58,11 +58,11 @@ def main(
     import torch
     from clipcap_ssl import __version__
     from clipcap_ssl.core import write_text
-    from clipcap_ssl.data import CaptionFolder, references
-    from clipcap_ssl.decoder import load_lm
-    from clipcap_ssl.encoder import load_encoder
-    from clipcap_ssl.evaluate import evaluate, human_row
-    from clipcap_ssl.metrics import score_captions
+    from clipcap_ssl.data.base import CaptionFolder, references
+    from clipcap_ssl.models.loading import load_lm
+    from clipcap_ssl.models.encoder import load_encoder
+    from clipcap_ssl.report.evaluate import evaluate, human_row
+    from clipcap_ssl.metrics.coco import score_captions
     torch.set_num_threads(1)
     every = references(CaptionFolder(photos)); test = references(CaptionFolder(photos, 'test'))
     captions,others = human_row(every)

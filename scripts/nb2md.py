@@ -12,6 +12,7 @@ def _shown(cell):
     if cell.cell_type != 'code': return bool(cell.source.strip())
     flags = dict(_directive.findall(cell.source))
     cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
+    cell.metadata['alt'] = flags.get('fig-alt', '').strip('"')
     cell.metadata['transient'] = {'remove_source': flags.get('echo') == 'false' or not cell.source}
     return not (flags.keys() & _hidden) and flags.get('include') != 'false' and bool(cell.source or cell.outputs)
 
@@ -24,6 +25,8 @@ def to_markdown(nb,         # a notebook, as nbformat reads it; changed in place
     bad = [o.ename for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']
     if bad: raise ValueError(f'a cell of {name} has stored an error: {bad[0]}')
     text, res = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': figures, 'unique_key': name})
+    def _alt(m): return f'![{nb.cells[int(m[2])].metadata.get("alt") or m[1]}]({m[0].split("](")[1]}'
+    text = re.sub(rf'!\[(\w+)\]\({re.escape(figures)}/{re.escape(name)}_(\d+)_\d+\.\w+\)', _alt, text)
     text = re.sub(r'[ \t]+$', '', text, flags=re.M)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n', res.get('outputs', {})
 

@@ -9,11 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from clipcap_ssl.core import clipcap_home, progress, set_seed, write_json
-from clipcap_ssl.data import CaptionFolder, subset
-from clipcap_ssl.decoder import load_lm, token_logprobs, tokenize_captions
-from clipcap_ssl.encoder import contrastive_loss, load_encoder, weights_hash
-from clipcap_ssl.pretrain import new_encoder, save_encoder
-from clipcap_ssl.train import batches, fit, warmup_cosine
+from clipcap_ssl.data.base import CaptionFolder, subset
+from clipcap_ssl.models.loading import load_lm
+from clipcap_ssl.models.lm import token_logprobs, tokenize_captions
+from clipcap_ssl.models.encoder import contrastive_loss, load_encoder, weights_hash
+from clipcap_ssl.train.pretrain import new_encoder, save_encoder
+from clipcap_ssl.train.loop import batches, fit, warmup_cosine
 import timm   # after clipcap_ssl.encoder, which mends torchvision
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -126,7 +127,7 @@ def make_lm(folder, cfg, tok, texts, dev):
                                     resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=2, eos_token_id=2))
     lm.transformer.wte.weight.data.copy_(word_vectors(tok, texts, cfg['width'], .02))
     opt = adamw(lm, cfg['lr'], cfg['wd'])
-    fit(lm, by_length(mask, cfg['batch'], cfg['seed']), next_token_step(tokens, mask, lambda m,x: m(x).logits), opt, cfg['steps'], seed=cfg['seed'],
+    fit(lm, by_length(mask, cfg['batch'], cfg['seed']), next_token_step(tokens, mask, lambda m,x: m(x).logits), opt=opt, n_steps=cfg['steps'], seed=cfg['seed'],
         sched=warmup_cosine(opt, cfg['steps'], 100), desc='training lm')
     lm.half().save_pretrained(folder); tok_hf.save_pretrained(folder)
     lm,tok_hf = load_lm(folder)
@@ -239,13 +240,13 @@ def make_encoder(folder, cfg, tok, sentences, part, dev):
     ids = lambda ds: [tok_hf(list(o), padding='max_length', truncation=True, max_length=context, return_tensors='pt').input_ids for o in ds.captions]
     set_seed(cfg['seed'])
     model = new_encoder(folder, dict(embed_dim=cfg['embed_dim'], vision_cfg=dict(image_size=size, timm_model_name=cfg['backbone'], timm_pool='avg', timm_proj='mlp', timm_drop=cfg['drop']),
-        text_cfg=dict(context_length=context, width=cfg['width'], heads=cfg['heads'], layers=cfg['layers'])), tok_hf, dict(mean=[mean]*3, std=[std]*3, interpolation='bicubic', resize_mode='squash'))
+        text_cfg=dict(context_length=context, width=cfg['width'], heads=cfg['heads'], layers=cfg['layers'])), tok_hf, preprocess_cfg=dict(mean=[mean]*3, std=[std]*3, interpolation='bicubic', resize_mode='squash'))
     model.visual.trunk = load_backbone(cfg).requires_grad_(False)
     whiten(model.visual.head.mlp.fc1, views[0])
     model.logit_scale.data.fill_(3.)
     model.token_embedding.weight.data = word_vectors(tok, sentences+[c for o in part.captions for c in o], cfg['width'], .05)   # starts from what words mean, not from noise
     opt = adamw(model, cfg['lr'], cfg['wd'])
-    fit(model, batches(len(part), min(cfg['batch'], len(part)), cfg['seed']), pair_step(views, ids(part)), opt, cfg['steps'], seed=cfg['seed'],
+    fit(model, batches(len(part), min(cfg['batch'], len(part)), cfg['seed']), pair_step(views, ids(part)), opt=opt, n_steps=cfg['steps'], seed=cfg['seed'],
         sched=warmup_cosine(opt, cfg['steps'], 50), desc=f'training {folder.name}')
     scores = retrieval(model, x_dev, ids(dev))
     h = save_encoder(folder, model)

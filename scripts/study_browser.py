@@ -24,11 +24,11 @@ try:
 except ImportError: missing('selenium is not installed')
 
 from PIL import Image
-from clipcap_ssl.config import load_config, save_config
+from clipcap_ssl.pipeline.config import load_config, save_config
 from clipcap_ssl.core import read_json, write_text
-from clipcap_ssl.scenes import foil
-from clipcap_ssl.page import make_study, questions, test_photos
-from clipcap_ssl.study import clipcap_study
+from clipcap_ssl.data.scenes import foil
+from clipcap_ssl.report.study_page import make_study, questions, test_photos
+from clipcap_ssl.report.study import clipcap_study
 
 odd = '</script><img src=x onerror="document.title=1"> "it\'s" 🐕 כלב 犬 & &amp;'     # must be shown as it is
 
@@ -146,7 +146,7 @@ def main():
     out = Path(args.folder or tempfile.mkdtemp()).resolve()
     out.mkdir(parents=True, exist_ok=True)
     run = Path(args.run) if args.run else tiny_run(out/'run')
-    page, keyfile, key = make_study(run, run, args.row_a, args.row_b, n=20, seed=1, out=out/'study.html')
+    page, keyfile, key = make_study(run, run, args.row_a, row_b=args.row_b, n=20, seed=1, out=out/'study.html')
     print(f'{page.stat().st_size/1e3:.0f} kB, {len(key["items"])} items')
 
     def shots(b, name):

@@ -21,7 +21,7 @@ setup(
     keywords=cfg['keywords'].split(),
     python_requires='>=' + cfg['min_python'],
     packages=find_packages(include=['clipcap_ssl', 'clipcap_ssl.*']),
-    package_data={'clipcap_ssl': ['recipes/*.toml', 'assets/**/*']},
+    package_data={'clipcap_ssl': ['py.typed', 'recipes/*.toml', 'assets/**/*']},
     install_requires=cfg['requirements'].split(),
     extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'lora', 'gguf')},
     entry_points={

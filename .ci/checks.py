@@ -45,9 +45,10 @@ def notebooks():
     return bad + [f'{o} switches its neighbours off' for o in tracked('nbs/**.notest', 'nbs/.notest')]
 
 def chapters():
-    "{notebook: its place}: chapters of the story by number and letter; everything else, such as the appendix, has no place."
+    """{notebook: its place}: chapters of the story by number and letter. Everything else has no place: the appendix, and the overview, which
+    exports nothing and shows what the chapters build."""
     found = {o: re.match(r'(\d+)([a-z]?)_', Path(o).name) for o in tracked('nbs/*.ipynb')}
-    return {o: (int(m[1]), m[2]) for o, m in found.items() if m and Path(o).parent == Path('nbs')}
+    return {o: (int(m[1]), m[2]) for o, m in found.items() if m and Path(o).parent == Path('nbs') and Path(o).name != '00_overview.ipynb'}
 
 def exports():
     "{module: the notebook that exports it}."
@@ -66,13 +67,18 @@ def own(names, modules):
     return found, odd
 
 def order():
-    "A chapter imports from earlier chapters or from the appendix, modules form no cycle, and the package imports only what settings.ini requires."
+    "A chapter imports from earlier chapters or from the appendix, and modules form no cycle."
     place, module, bad = chapters(), exports(), []
     for o in tracked('nbs/*.ipynb'):
         used, odd = own(set().union(*(imported(ast.parse(c)) for c in code_cells(o))), module)
         bad += [f'{o} imports {m}, which no notebook exports' for m in sorted(odd)]
         if o in place: bad += [f'{o} imports {m} of the later {module[m]}' for m in sorted(used) if place.get(module[m], (-1, '')) > place[o]]
     bad += cycles(module)
+    return bad
+
+def requires():
+    "The package imports only what settings.ini requires."
+    bad = []
     required, owners = {canonical(o) for o in settings()['requirements'].split()}, metadata.packages_distributions()
     for o in tracked('clipcap_ssl/*.py'):
         for m in sorted({m.split('.')[0] for m in imported(ast.parse(Path(o).read_text(encoding='utf-8')), optional=False)}):
@@ -199,8 +205,36 @@ def installed(prefix):
         except (ImportError, AttributeError) as e: bad.append(f'settings.ini promises the command {o.name}: {e}')
     return bad
 
+def alone():
+    """Every module can be imported alone in a new process, and what its `__all__` names is there; wherever `Captioner` can be had, it is the
+    whole class; `import clipcap_ssl` and what commands need for their help import no torch."""
+    own = [('.'.join(Path(o).with_suffix('').parts)) for o in tracked('clipcap_ssl/**.py') if not Path(o).name.startswith('_')]
+    code = """import importlib, os, sys
+names, light, whole = {names!r}, {light!r}, {whole!r}
+for name in sorted(names, key=light.__contains__, reverse=True):
+    if pid := os.fork():
+        if os.waitpid(pid, 0)[1]: print(f'{{name}} does not stand alone')
+        continue
+    code = 1
+    try:
+        m = importlib.import_module(name)
+        lost = [o for o in getattr(m, '__all__', []) if not hasattr(m, o)]
+        part = [o for o in whole if hasattr(m, 'Captioner') and not hasattr(m.Captioner, o)]
+        heavy = name in light and 'torch' in sys.modules
+        if lost: print(f'{{name}} promises {{lost}}', flush=True)
+        if part: print(f'{{name}}: Captioner lacks {{part}}', flush=True)
+        if heavy: print(f'{{name}} imports torch', flush=True)
+        code = 0
+    except Exception as e: print(f'{{name}}: {{type(e).__name__}}: {{e}}', flush=True)
+    finally: os._exit(code)
+"""
+    light = ['clipcap_ssl', 'clipcap_ssl.core', 'clipcap_ssl.pipeline.config', 'clipcap_ssl.pipeline.cli', 'clipcap_ssl.report.study']
+    whole = ['caption', 'embed', 'attach', 'encoder', 'save_pretrained', 'from_pretrained', 'push_to_hub', 'set_card', 'device', 'dtype']
+    r = subprocess.run([sys.executable, '-c', code.format(names=['clipcap_ssl', *own], light=light, whole=whole)], capture_output=True, text=True)
+    return r.stdout.splitlines() + (r.stderr.splitlines()[-3:] if r.returncode else [])
+
 if __name__ == '__main__':
-    checks = {f.__name__: f for f in (command, notebooks, order, cells, style, pins, paths, archives, installed)}
+    checks = {f.__name__: f for f in (command, notebooks, order, cells, style, requires, alone, pins, paths, archives, installed)}
     if len(sys.argv) < 2 or sys.argv[1] not in checks: sys.exit(f'{__doc__}\nNAME is one of: {", ".join(checks)}')
     problems = checks[sys.argv[1]](*sys.argv[2:]) or []
     for o in problems: print(o, file=sys.stderr)

@@ -211,16 +211,21 @@ def alone():
     own = [('.'.join(Path(o).with_suffix('').parts)) for o in tracked('clipcap_ssl/**.py') if not Path(o).name.startswith('_')]
     code = """import importlib, os, sys
 names, light, whole = {names!r}, {light!r}, {whole!r}
-for name in sorted(names, key=light.__contains__, reverse=True):
+for name in [*light, None, *(o for o in names if o not in light)]:
+    if name is None: # libraries are imported once and not in every child
+        from clipcap_ssl.core import ensure_torchvision
+        ensure_torchvision()
+        import accelerate, open_clip, pycocoevalcap, transformers
+        continue
     if pid := os.fork():
         if os.waitpid(pid, 0)[1]: print(f'{{name}} does not stand alone')
         continue
     code = 1
     try:
         m = importlib.import_module(name)
+        heavy = name in light and 'torch' in sys.modules
         lost = [o for o in getattr(m, '__all__', []) if not hasattr(m, o)]
         part = [o for o in whole if hasattr(m, 'Captioner') and not hasattr(m.Captioner, o)]
-        heavy = name in light and 'torch' in sys.modules
         if lost: print(f'{{name}} promises {{lost}}', flush=True)
         if part: print(f'{{name}}: Captioner lacks {{part}}', flush=True)
         if heavy: print(f'{{name}} imports torch', flush=True)

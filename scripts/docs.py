@@ -23,10 +23,15 @@ def bibliography(text):
     res = {}
     for key, body in re.findall(r'^@\w+\{([^,]+),\n(.*?)^\}', text, re.M | re.S):
         f = {k: re.sub(r'\{\\`i\}', 'ì', v).replace('{', '').replace('}', '') for k, v in re.findall(r'^\s*(\w+)\s*=\s*\{(.*)\},?$', body, re.M)}
+        lost = [k for k in ('title', 'author', 'year') if k not in f]
+        if lost: raise SystemExit(f'references.bib: {key} has no {", ".join(lost)}')
+        if key in res: raise SystemExit(f'references.bib has {key} twice')
         names = [o.split(',')[0] for o in f['author'].split(' and ')]
         short = names[0] if len(names) == 1 else ' and '.join(names) if len(names) == 2 else f'{names[0]} et al.'
-        where = f.get('booktitle', 'arXiv')
-        res[key] = short, f['year'], f'{", ".join(names)} ({f["year"]}). *{f["title"]}*. {where}. [arXiv:{f["eprint"]}](https://arxiv.org/abs/{f["eprint"]})'
+        parts = [f'{", ".join(names)} ({f["year"]})', f'*{f["title"]}*', f.get('booktitle') or f.get('journal') or '']
+        if 'eprint' in f: parts[2:] = [f.get('booktitle', 'arXiv'), f'[arXiv:{f["eprint"]}](https://arxiv.org/abs/{f["eprint"]})']
+        elif 'doi' in f or 'url' in f: parts.append(f'[link]({f.get("url") or "https://doi.org/" + f["doi"]})')
+        res[key] = short, f['year'], '. '.join(o for o in parts if o)
     return res
 
 def cite(text, bib, up):

@@ -28,16 +28,20 @@ class Captioned:
     "A data set of photos: names and captions in memory, images opened when asked for"
     def __init__(self,
         ids:Sequence[str], # unique names
-        captions:Sequence[Sequence[str]], # captions a photo, perhaps none
+        captions:Sequence[Sequence[str]], # captions per photo, perhaps none
         image:Callable[[int],Image.Image], # opens the photo of an index
     ):
         twice = [o for o,n in Counter(ids).items() if n>1]
         if twice: raise ValueError(f'Photo names must be unique; repeated: {twice[:3]}')
-        if len(ids)!=len(captions): raise ValueError(f'{len(ids)} names but captions for {len(captions)} photos')
-        self.ids,self.captions,self.image = list(ids),[tuple(o) for o in captions],image
+        if len(ids)!=len(captions):
+            raise ValueError(f'{len(ids)} names but captions for {len(captions)} photos')
+        self.ids = list(ids)
+        self.captions = [tuple(o) for o in captions]
+        self.image = image
 
     def __len__(self)->int: return len(self.ids)
-    def __getitem__(self, i:int)->Example: return Example(self.ids[i], self.image(i), self.captions[i])
+    def __getitem__(self, i:int)->Example:
+        return Example(self.ids[i], self.image(i), self.captions[i])
 
 # %% ../../nbs/01_data.ipynb #954549f6
 def subset(
@@ -45,7 +49,9 @@ def subset(
     idxs:Sequence[int], # which photos, in which order
 )->Captioned: # shares the images of `ds`
     "Some photos of a data set"
-    return Captioned([ds.ids[i] for i in idxs], [ds.captions[i] for i in idxs], lambda j: ds.image(idxs[j]))
+    ids = [ds.ids[i] for i in idxs]
+    captions = [ds.captions[i] for i in idxs]
+    return Captioned(ids, captions, lambda j: ds.image(idxs[j]))
 
 # %% ../../nbs/01_data.ipynb #5fd575f1
 def without_captions(
@@ -61,6 +67,24 @@ def references(
     "The human captions by photo, of photos that have any"
     return {i:list(c) for i,c in zip(ds.ids, ds.captions) if c}
 
+# %% ../../nbs/01_data.ipynb #89d31f44
+def _pairs_of_images(ds, order, n_images):
+    "Every caption of the first photos in `order`"
+    if n_images>len(order):
+        raise ValueError(f'{n_images} images asked for, {len(order)} have captions')
+    return [(i,j) for i in order[:n_images] for j in range(len(ds.captions[i]))]
+
+# %% ../../nbs/01_data.ipynb #d76c5b4f
+def _pairs_in_rounds(ds, order, rng):
+    "All pairs: first one caption of every photo, then a second one of every photo, and so on"
+    counts = [len(ds.captions[i]) for i in order]
+    drawn = [rng.sample(range(n), n) for n in counts]
+    pairs = []
+    for r in range(max(counts, default=0)):
+        for i,captions in zip(order, drawn):
+            if r<len(captions): pairs.append((i, captions[r]))
+    return pairs
+
 # %% ../../nbs/01_data.ipynb #c0b956ea
 def split_labelled(
     ds:Captioned, # photos with captions
@@ -70,27 +94,45 @@ def split_labelled(
     seed:int=0, # which ones
 )->list[tuple[int,int]]: # (index of the photo, index of its caption)
     "Choose the labelled pairs, counted in pairs or in images"
-    if (n_pairs is None)==(n_images is None): raise ValueError('Give n_pairs or n_images: one of them, since they count different things')
+    if (n_pairs is None)==(n_images is None):
+        raise ValueError('Give n_pairs or n_images: one of them, since they count different things')
     order = [i for i,c in enumerate(ds.captions) if c]
-    rng = random.Random(seed); rng.shuffle(order)
-    if n_images is not None:
-        if n_images>len(order): raise ValueError(f'{n_images} images asked for, {len(order)} have captions')
-        return [(i,j) for i in order[:n_images] for j in range(len(ds.captions[i]))]
-    ways = [rng.sample(range(len(ds.captions[i])), len(ds.captions[i])) for i in order]
-    pairs = [(i,w[r]) for r in range(max(map(len, ways), default=0)) for i,w in zip(order, ways) if r<len(w)]
-    if n_pairs>len(pairs): raise ValueError(f'{n_pairs} pairs asked for, the data set has {len(pairs)}')
+    rng = random.Random(seed)
+    rng.shuffle(order)
+    if n_images is not None: return _pairs_of_images(ds, order, n_images)
+    pairs = _pairs_in_rounds(ds, order, rng)
+    if n_pairs>len(pairs):
+        raise ValueError(f'{n_pairs} pairs asked for, the data set has {len(pairs)}')
     return pairs[:n_pairs]
 
 # %% ../../nbs/01_data.ipynb #bcccf747
-def _row(folder, manifest, n, *, line):
-    "One manifest row, checked; errors name the file and the line"
-    try: row = json.loads(line)
-    except json.JSONDecodeError as e: raise ValueError(f'{manifest}, line {n}: not valid JSON ({e})') from None
-    if not isinstance(row, dict) or not isinstance(row.get('file'), str): raise ValueError(f'{manifest}, line {n}: a row needs "file", the path of a photo')
-    if not (folder/row['file']).resolve().is_relative_to(folder.resolve()): raise ValueError(f'{manifest}, line {n}: "{row["file"]}" leaves the folder {folder}')
-    caps = row.get('captions', [])
-    if not isinstance(caps, list) or not all(isinstance(o, str) for o in caps): raise ValueError(f'{manifest}, line {n}: "captions" must be a list of strings')
-    return row
+def _check_row(row, folder):
+    "What is wrong with a manifest's row; nothing if it can be used"
+    if not isinstance(row, dict) or not isinstance(row.get('file'), str):
+        return 'a row needs "file", the path of a photo'
+    if not (folder/row['file']).resolve().is_relative_to(folder.resolve()):
+        return f'"{row["file"]}" leaves the folder {folder}'
+    captions = row.get('captions', [])
+    if not isinstance(captions, list) or not all(isinstance(o, str) for o in captions):
+        return '"captions" must be a list of strings'
+
+# %% ../../nbs/01_data.ipynb #8fbdaf9b
+def _read_manifest(folder, manifest):
+    "The rows of a manifest, checked; errors name the file and the line"
+    path = folder/manifest
+    if not path.is_file():
+        example = '{"file": "images/1.jpg", "captions": ["a dog runs"]}'
+        raise FileNotFoundError(f'No {manifest} in {folder}. Write one row per photo: {example}')
+    rows = []
+    for n,line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        if not line.strip(): continue
+        try: row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ValueError(f'{manifest}, line {n}: not valid JSON ({e})') from None
+        if wrong := _check_row(row, folder):
+            raise ValueError(f'{manifest}, line {n}: {wrong}')
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/01_data.ipynb #e65cdbd6
 class CaptionFolder(Captioned):
@@ -98,28 +140,36 @@ class CaptionFolder(Captioned):
     def __init__(self,
         folder:str|Path, # holds the manifest and, below it, the photos
         split:str=None, # only rows of this split (all rows by default)
-        manifest:str='captions.jsonl', # one JSON row a photo: file, and perhaps id, captions, split
+        manifest:str='captions.jsonl', # one JSON row per photo: file, and perhaps id, captions, split
     ):
         folder = Path(folder).expanduser()
-        if not (folder/manifest).is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. Write one row a photo: {{"file": "images/1.jpg", "captions": ["a dog runs"]}}')
-        lines = (folder/manifest).read_text(encoding='utf-8').splitlines()
-        rows = [_row(folder, manifest, n, line=o) for n,o in enumerate(lines, 1) if o.strip()]
-        splits = {o.get('split') for o in rows}
+        rows = _read_manifest(folder, manifest)
+        splits = sorted({str(o.get('split')) for o in rows})
         if split is not None: rows = [o for o in rows if o.get('split')==split]
-        if not rows: raise ValueError(f'No photo of split {split!r} in {folder/manifest}; splits there: {sorted(map(str, splits))}')
-        super().__init__([o['file'] if o.get('id') in (None, '') else str(o['id']) for o in rows], [o.get('captions', []) for o in rows], lambda i: open_rgb(folder/rows[i]['file']))
+        if not rows:
+            where = folder/manifest
+            raise ValueError(f'No photo of split {split!r} in {where}; splits there: {splits}')
+        ids = [o['file'] if o.get('id') in (None, '') else str(o['id']) for o in rows]
+        captions = [o.get('captions', []) for o in rows]
+        super().__init__(ids, captions, lambda i: open_rgb(folder/rows[i]['file']))
 
 # %% ../../nbs/01_data.ipynb #0dec0ebd
 def _karpathy(data, split):
     "(file, captions) of a split; 'train' includes 'restval', as in nearly all papers"
     keep = {'train','restval'} if split=='train' else {split}
-    return [(str(Path(o.get('filepath',''))/o['filename']), [s['raw'].strip() for s in o['sentences']]) for o in data['images'] if split is None or o['split'] in keep]
+    rows = []
+    for o in data['images']:
+        if split is not None and o['split'] not in keep: continue
+        file = str(Path(o.get('filepath', ''))/o['filename'])
+        rows.append((file, [s['raw'].strip() for s in o['sentences']]))
+    return rows
 
+# %% ../../nbs/01_data.ipynb #6cbfb996
 def _official(data):
     "(file, captions) of an official annotation file"
-    caps = {o['id']:[] for o in data['images']}
-    for a in data['annotations']: caps[a['image_id']].append(a['caption'].strip())
-    return [(o['file_name'], caps[o['id']]) for o in data['images']]
+    captions = {o['id']: [] for o in data['images']}
+    for a in data['annotations']: captions[a['image_id']].append(a['caption'].strip())
+    return [(o['file_name'], captions[o['id']]) for o in data['images']]
 
 # %% ../../nbs/01_data.ipynb #79dbae49
 class CocoCaptions(Captioned):
@@ -129,9 +179,14 @@ class CocoCaptions(Captioned):
         images:str|Path, # folder that the file names in it start from
         split:str=None, # 'train', 'val' or 'test' of Karpathy's file
     ):
-        data,images = read_json(annotations),Path(images).expanduser()
-        if 'annotations' in data and split is not None: raise ValueError(f'{annotations} is an official file of one split: leave `split` out')
-        rows = _official(data) if 'annotations' in data else _karpathy(data, split)
+        data = read_json(annotations)
+        images = Path(images).expanduser()
+        official = 'annotations' in data
+        if official and split is not None:
+            raise ValueError(f'{annotations} is an official file of one split: leave `split` out')
+        rows = _official(data) if official else _karpathy(data, split)
         if not rows: raise ValueError(f'No photo of split {split!r} in {annotations}')
-        if not all((images/f).resolve().is_relative_to(images.resolve()) for f,_ in rows): raise ValueError(f'{annotations} names a file outside {images}')
-        super().__init__([f for f,_ in rows], [c for _,c in rows], lambda i: open_rgb(images/rows[i][0]))
+        files,captions = zip(*rows)
+        if not all((images/f).resolve().is_relative_to(images.resolve()) for f in files):
+            raise ValueError(f'{annotations} names a file outside {images}')
+        super().__init__(files, captions, lambda i: open_rgb(images/files[i]))

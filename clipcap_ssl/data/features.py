@@ -26,35 +26,63 @@ class Features:
         ids:Sequence[str], # names of the photos
         x:Float[Tensor,'n d'], # their vectors
         encoder_hash:str='', # weights that made them
-    ): self.ids,self.x,self.encoder_hash,self._at = list(ids),x,encoder_hash,{o:i for i,o in enumerate(ids)}
+    ):
+        self.ids = list(ids)
+        self.x,self.encoder_hash = x,encoder_hash
+        self._at = {o:i for i,o in enumerate(self.ids)}
 
     def __len__(self)->int: return len(self.ids)
     def __contains__(self, id:str)->bool: return id in self._at
-    def __getitem__(self, ids:Sequence[str])->Float[Tensor,'n d']: return self.x[[self._at[o] for o in ids]]
+    def __getitem__(self, ids:Sequence[str])->Float[Tensor,'n d']:
+        return self.x[[self._at[o] for o in ids]]
 
-# %% ../../nbs/appendix/features.ipynb #16d9ed94
-def _cached(path, ids, encoder, *, grid):
-    "Features from a cache file if they are those of these photos and this encoder"
-    if not path.is_file(): return None
-    with safe_open(path, 'pt') as f:
-        meta = f.metadata() or {}
-        if meta.get('encoder')!=encoder.hash or meta.get('asked')!=hashlib.sha256('\n'.join(ids).encode()).hexdigest() or ('grid' in meta)!=grid: return None
-        return Features(meta['ids'].split('\n'), f.get_tensor('x').to(encoder.device), encoder.hash)
-
-def _embed(encoder, ds, batch_size, *, workers, grid):
-    "Embed what can be opened"
-    from concurrent.futures import ThreadPoolExecutor
+# %% ../../nbs/appendix/features.ipynb #3a6d6dc3
+def _open_all(ds, rows, pool):
+    "The photos of `rows` by name, and the errors of those that could not be opened"
     def get(i):
         try: return ds.image(i)
         except (ValueError, OSError) as e: return e
-    ids,xs,bad,embed = [],[],[],encoder.encode_grid if grid else encoder.encode_image
+    opened,errors = {},{}
+    for i,image in zip(rows, pool.map(get, rows)):
+        (opened if isinstance(image, Image.Image) else errors)[ds.ids[i]] = image
+    return opened,errors
+
+# %% ../../nbs/appendix/features.ipynb #03f6d2db
+def _embed(encoder, ds, batch_size, *, workers, grid):
+    "Names and vectors of what can be opened, and the errors of the rest"
+    from concurrent.futures import ThreadPoolExecutor
+    embed = encoder.encode_grid if grid else encoder.encode_image
+    ids,xs,errors = [],[],{}
     with ThreadPoolExecutor(workers) as pool:
         for i in progress(range(0, len(ds), batch_size), f'{encoder.name}: embedding photos'):
-            got = [(ds.ids[j],im) for j,im in zip(range(i, i+batch_size), pool.map(get, range(i, min(i+batch_size, len(ds)))))]
-            good = [(k,im) for k,im in got if isinstance(im, Image.Image)]
-            bad += [(k,im) for k,im in got if not isinstance(im, Image.Image)]
-            if good: ids += [k for k,_ in good]; xs.append(embed([im for _,im in good]))
-    return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),bad
+            opened,bad = _open_all(ds, range(i, min(i+batch_size, len(ds))), pool)
+            errors |= bad
+            if not opened: continue
+            ids += opened
+            xs.append(embed(list(opened.values())))
+    return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),errors
+
+# %% ../../nbs/appendix/features.ipynb #16d9ed94
+def _digest(ids): return hashlib.sha256('\n'.join(ids).encode()).hexdigest()
+
+def _load(path, ids, encoder, *, grid):
+    "Features from a file if they are those of these photos and this encoder"
+    if not path.is_file(): return None
+    with safe_open(path, 'pt') as f:
+        meta = f.metadata() or {}
+        if meta.get('encoder')!=encoder.hash or meta.get('asked')!=_digest(ids): return None
+        if ('grid' in meta)!=grid: return None
+        x = f.get_tensor('x').to(getattr(encoder, 'device', 'cpu'))
+        return Features(meta['ids'].split('\n'), x, encoder.hash)
+
+def _save(path, features, asked, *, grid):
+    "Write features to a file, all of it or nothing"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = dict(encoder=features.encoder_hash, ids='\n'.join(features.ids), asked=_digest(asked))
+    if grid: meta['grid'] = '1'
+    tmp = Path(f'{path}.tmp')
+    save_file({'x': features.x.cpu().contiguous()}, tmp, meta)
+    tmp.replace(path)
 
 # %% ../../nbs/appendix/features.ipynb #15c7a9a8
 def encode_dataset(
@@ -67,12 +95,16 @@ def encode_dataset(
     grid:bool=False, # patches too? Then `x` is 'n m d', as `encode_grid` gives it
 )->Features: # of every photo that could be opened
     "Embed all photos of a data set"
-    if cache and (found := _cached(Path(cache), ds.ids, encoder, grid=grid)): return found
-    ids,x,bad = _embed(encoder, ds, batch_size, workers=workers, grid=grid)
-    if bad: warnings.warn(f'{len(bad)} of {len(ds)} photos could not be read and are left out, first {bad[0][0]}: {bad[0][1]}')
+    # 1) perhaps we have it already
+    if cache and (found := _load(Path(cache), ds.ids, encoder, grid=grid)): return found
+    # 2) embed what can be opened, and warn of the rest
+    ids,x,errors = _embed(encoder, ds, batch_size, workers=workers, grid=grid)
+    if errors:
+        name,error = next(iter(errors.items()))
+        warnings.warn(f'{len(errors)} of {len(ds)} photos could not be read and are left out, '
+            f'first {name}: {error}')
     if not ids: raise ValueError('None of the photos could be read')
-    if cache:
-        Path(cache).parent.mkdir(parents=True, exist_ok=True); tmp = Path(f'{cache}.tmp')
-        save_file({'x': x.cpu().contiguous()}, tmp, {'encoder':encoder.hash, 'ids':'\n'.join(ids), 'asked':hashlib.sha256('\n'.join(ds.ids).encode()).hexdigest(), **({'grid':'1'} if grid else {})})
-        tmp.replace(cache)
-    return Features(ids, x, encoder.hash)
+    # 3) keep it
+    features = Features(ids, x, encoder.hash)
+    if cache: _save(Path(cache), features, ds.ids, grid=grid)
+    return features

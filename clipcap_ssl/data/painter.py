@@ -12,15 +12,22 @@ from PIL import Image
 
 # %% ../../nbs/appendix/painter.ipynb #8af2d0c8
 def _polygon(p, n, inner=None):
-    "Signed distance to a regular polygon (or a star with `inner` radius), by its wedge"
-    ang = np.arctan2(p[0], -p[1]); half = np.pi/n
-    a = np.abs((ang+half)%(2*half)-half); r = np.hypot(*p)
-    q = np.stack([r*np.sin(a), r*np.cos(a)])          # one corner of the polygon points along the second axis
-    inner = np.cos(half) if inner is None else inner
-    tip,dent = np.array([0,1.]), inner*np.array([np.sin(half), np.cos(half)])
-    edge = dent-tip; normal = np.array([-edge[1], edge[0]])/np.hypot(*edge)
-    return -(normal[0]*(q[0]-tip[0])+normal[1]*(q[1]-tip[1])) * np.sign(normal@tip) * -1
+    "Signed distance to a regular polygon, or to a star whose dents have the radius `inner`"
+    half = np.pi/n
+    if inner is None: inner = np.cos(half)
+    # 1) fold the points into one wedge; a corner of the polygon lies on its second axis
+    angle = np.arctan2(p[0], -p[1])
+    angle = np.abs((angle+half)%(2*half)-half)
+    r = np.hypot(*p)
+    q = np.stack([r*np.sin(angle), r*np.cos(angle)])
+    # 2) the distance from the edge between the corner and the dent
+    corner = np.array([0,1.])
+    edge = inner*np.array([np.sin(half), np.cos(half)])-corner
+    normal = np.array([-edge[1], edge[0]])/np.hypot(*edge)
+    distance = normal[0]*(q[0]-corner[0])+normal[1]*(q[1]-corner[1])
+    return distance*np.sign(normal@corner)
 
+# %% ../../nbs/appendix/painter.ipynb #81e11335
 def _outline(shape, p):
     "Signed distance of points `p` (2, h, w) to a shape of radius 1"
     x,y = np.abs(p)
@@ -33,35 +40,49 @@ def _outline(shape, p):
 
 # %% ../../nbs/appendix/painter.ipynb #5a903539
 backgrounds = dict(white=238, grey=140, black=22) # grey levels
-_rgb = dict(red=(214,40,40), blue=(45,85,225), green=(40,160,60), yellow=(240,220,50), orange=(245,140,25), purple=(130,50,170), pink=(250,150,200), cyan=(70,210,220))
+_rgb = dict(red=(214,40,40), blue=(45,85,225), green=(40,160,60), yellow=(240,220,50),
+            orange=(245,140,25), purple=(130,50,170), pink=(250,150,200), cyan=(70,210,220))
 _radius = dict(large=10.2, small=6.2)
 _grid = np.stack(np.meshgrid(np.arange(64)+.5, np.arange(64)+.5))
 
+# %% ../../nbs/appendix/painter.ipynb #61f57739
+def _textured(texture, off, colour):
+    "The colour of each pixel; `off` is its place as seen from the object's centre"
+    if texture=='plain': return colour
+    x,y = (off+32).astype(int)
+    dark = y%4<2
+    if texture=='dotted': dark = dark&(x%4<2)
+    return np.where(dark[...,None], colour*.45, colour)
+
 def _paint(im, g, at, *, colour):
-    "Paint one object of group `g` into `im` (64, 64, 3) around the point `at`, touching only the window it covers"
+    "Paint one object of group `g` into `im` (64, 64, 3) around the point `at`"
     r = _radius[g.size]
     x0,y0 = (max(int(o-1.3*r-1), 0) for o in at)
     x1,y1 = (int(o+1.3*r+2) for o in at)
     off = _grid[:,y0:y1,x0:x1]-np.array(at)[:,None,None]
     cover = np.clip(.5-_outline(g.shape, off/r)*r, 0, 1)[...,None]
-    x,y = (off+32).astype(int)
-    paint = colour
-    if g.texture!='plain': paint = np.where(((y%4<2) if g.texture=='striped' else (x%4<2)&(y%4<2))[...,None], colour*.45, colour)
-    im[y0:y1,x0:x1] += cover*(paint-im[y0:y1,x0:x1])
+    window = im[y0:y1,x0:x1]
+    window += cover*(_textured(g.texture, off, colour)-window)
 
 # %% ../../nbs/appendix/painter.ipynb #3177b560
 def _places(rng, box, count):
     "Centres of `count` objects in slots of `box` = (x0, y0, x1, y1)"
     x0,y0,x1,y1 = box
-    w,h = x1-x0, y1-y0
-    wide = w>h or (w==h and rng.random()<.5)
-    slots = [(x0+(i+.5)*w/count, (y0+y1)/2) if wide else ((x0+x1)/2, y0+(i+.5)*h/count) for i in range(count)]
-    play = lambda size: max(size/2-10.4, 0)
-    px,py = (play(w/count), play(h)) if wide else (play(w), play(h/count))
-    return [(x+rng.uniform(-px,px), y+rng.uniform(-py,py)) for x,y in slots]
+    w,h = x1-x0,y1-y0
+    in_a_row = w>h or (w==h and rng.random()<.5)
+    slot_w,slot_h = (w/count,h) if in_a_row else (w,h/count)
+    places = []
+    for i in range(count):
+        if in_a_row: x,y = x0+(i+.5)*w/count,(y0+y1)/2
+        else: x,y = (x0+x1)/2,y0+(i+.5)*h/count
+        play_x,play_y = (max(size/2-10.4, 0) for size in (slot_w,slot_h))
+        places.append((x+rng.uniform(-play_x,play_x), y+rng.uniform(-play_y,play_y)))
+    return places
 
 # %% ../../nbs/appendix/painter.ipynb #93075f1a
-_boxes = dict(left=((0,0,32,64),(32,0,64,64)), right=((32,0,64,64),(0,0,32,64)), above=((0,0,64,32),(0,32,64,64)), below=((0,32,64,64),(0,0,64,32)))
+_whole = (0,0,64,64)
+_halves = dict(left=((0,0,32,64),(32,0,64,64)), right=((32,0,64,64),(0,0,32,64)),
+               above=((0,0,64,32),(0,32,64,64)), below=((0,32,64,64),(0,0,64,32)))
 
 def draw_scene(
     scene:'Scene', # what to draw
@@ -70,8 +91,9 @@ def draw_scene(
     "Paint a scene"
     rng = random.Random(f'paint {seed}')
     im = np.full((64,64,3), backgrounds[scene.background]+rng.uniform(-8,8))
-    for g,box in zip(scene.groups, _boxes[scene.relation] if scene.relation else [(0,0,64,64)]):
-        colour = np.array(_rgb[g.colour])+np.array([rng.uniform(-12,12) for _ in range(3)])
-        for at in _places(rng, box, g.count): _paint(im, g, at, colour=colour)
+    boxes = _halves[scene.relation] if scene.relation else [_whole]
+    for group,box in zip(scene.groups, boxes):
+        colour = np.array(_rgb[group.colour])+np.array([rng.uniform(-12,12) for _ in range(3)])
+        for at in _places(rng, box, group.count): _paint(im, group, at, colour=colour)
     noise = np.random.default_rng(rng.getrandbits(32)).normal(0, 3, im.shape)
     return Image.fromarray(np.clip(im+noise, 0, 255).astype(np.uint8))

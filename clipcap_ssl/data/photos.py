@@ -18,7 +18,23 @@ def open_rgb(
     "Open a photo as RGB; an error names the file"
     try:
         with Image.open(path) as im: return im.convert('RGB')
-    except Exception as e: raise ValueError(f'{path} cannot be read as an image ({type(e).__name__}: {e})') from None
+    except Exception as e:
+        raise ValueError(f'{path} cannot be read as an image ({type(e).__name__}: {e})') from None
+
+# %% ../../nbs/appendix/photos.ipynb #d68402f4
+def _as_image(photo, urls):
+    "A PIL image of whatever was given"
+    if isinstance(photo, Image.Image): return photo
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8:
+            raise ValueError(f'an array holds uint8, 0 to 255, not {photo.dtype}')
+        return Image.fromarray(photo)
+    if isinstance(photo, str) and photo.lower().startswith(('http://','https://')):
+        if not urls:
+            raise ValueError('an address, and nothing is fetched unless asked for with urls=True')
+        with urllib.request.urlopen(photo, timeout=10) as f:
+            return Image.open(io.BytesIO(f.read(20*2**20)))
+    return Image.open(Path(photo).expanduser())
 
 # %% ../../nbs/appendix/photos.ipynb #163d2b13
 def read_photo(
@@ -26,15 +42,7 @@ def read_photo(
     urls:bool=False, # fetch addresses (http, https)? At most 20 MB each, within 10 seconds
 )->Image.Image: # RGB
     "A photo the right way up"
-    try:
-        if isinstance(photo, np.ndarray):
-            if photo.dtype != np.uint8: raise ValueError(f'an array holds uint8, 0 to 255, not {photo.dtype}')
-            photo = Image.fromarray(photo)
-        elif isinstance(photo, str) and photo.lower().startswith(('http://','https://')):
-            if not urls: raise ValueError('an address, and nothing is fetched unless asked for with urls=True')
-            with urllib.request.urlopen(photo, timeout=10) as f: photo = Image.open(io.BytesIO(f.read(20*2**20)))
-        elif not isinstance(photo, Image.Image): photo = Image.open(Path(photo).expanduser())
-        return ImageOps.exif_transpose(photo).convert('RGB')
+    try: return ImageOps.exif_transpose(_as_image(photo, urls)).convert('RGB')
     except (OSError, ValueError, TypeError) as e:
         name = photo if isinstance(photo, (str,Path)) else type(photo).__name__
         raise ValueError(f'{name} cannot be read as a photo ({type(e).__name__}: {e})') from None

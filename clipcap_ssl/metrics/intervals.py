@@ -13,15 +13,16 @@ from jaxtyping import Float
 
 # %% ../../nbs/appendix/intervals.ipynb #99a62c61
 def _weights(shape, n, seed):
-    "How often each seed and each image is drawn: 'r s' and 'r n'"
+    "How often each seed and each image is drawn: u 'r s' and w 'r n'"
     rng = np.random.default_rng(seed)
     return [rng.multinomial(m, np.full(m, 1/m), size=n) for m in shape]
 
 def _means(v, weights):
     "Means of `v`, 's n', under each draw, 'r'"
-    seeds,images = weights
+    u,w = weights
     there = ~np.isnan(v)
-    total,count = (((seeds@o)*images).sum(1) for o in (np.where(there, v, 0), there.astype(float)))
+    total = ((u@np.where(there, v, 0))*w).sum(1)       # sum over s, then over i
+    count = ((u@there.astype(float))*w).sum(1)
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count>0)
 
 # %% ../../nbs/appendix/intervals.ipynb #0ee24362
@@ -32,7 +33,7 @@ def _ends(means, level):
 
 # %% ../../nbs/appendix/intervals.ipynb #59b19675
 def bootstrap_ci(
-    values:Float[np.ndarray,'*s n'], # one value an image; or, of several seeds, one row a seed
+    values:Float[np.ndarray,'*s n'], # one value per image; or, of several seeds, one row per seed
     n:int=1000, # draws
     seed:int=0, # of the draws
     *,
@@ -51,25 +52,33 @@ class Interval(NamedTuple):
 
 # %% ../../nbs/appendix/intervals.ipynb #6ef5cf7e
 def interval_of(
-    statistic:Callable, # of means, one a captioner; it takes numbers and arrays 'r' alike
-    *rows:Float[np.ndarray,'*s n'], # a captioner each: one value an image, or one row a seed
+    statistic:Callable, # of means, one per captioner; it takes numbers and arrays 'r' alike
+    *rows:Float[np.ndarray,'*s n'], # a captioner each: one value per image, or one row per seed
     n:int=1000, # draws
     seed:int=0, # of the draws
     level:float=.95, # share of draws inside
 )->Interval: # of the statistic
     "Bootstrap interval of whatever is made of the means of several captioners on the same images"
     vs = [np.atleast_2d(np.asarray(v, dtype=float)) for v in rows]
-    m,k = len(vs[0]),vs[0].shape[1]
+    # 1) the same images, and seeds that pair up
+    n_seeds,n_images = vs[0].shape
     for v in vs[1:]:
-        if v.shape[1]!=k: raise ValueError(f'Values of {k} images against {v.shape[1]}')
-        if len(v)!=m and 1 not in (len(v),m): raise ValueError(f'{m} seeds against {len(v)}: seeds are compared one by one')
-        m = max(m, len(v))
-    w = _weights((m,k), n, seed)
-    return Interval(float(statistic(*(float(np.nanmean(v)) for v in vs))), *_ends(statistic(*(_means(np.broadcast_to(v, (m,k)), w) for v in vs)), level))
+        if v.shape[1]!=n_images:
+            raise ValueError(f'Values of {n_images} images against {v.shape[1]}')
+        if len(v)!=n_seeds and 1 not in (len(v),n_seeds):
+            raise ValueError(f'{n_seeds} seeds against {len(v)}: seeds are compared one by one')
+        n_seeds = max(n_seeds, len(v))
+    # 2) the statistic of what was measured
+    measured = statistic(*(float(np.nanmean(v)) for v in vs))
+    # 3) and under each draw, the same draws for all
+    shape = (n_seeds,n_images)
+    weights = _weights(shape, n, seed)
+    drawn = statistic(*(_means(np.broadcast_to(v, shape), weights) for v in vs))
+    return Interval(float(measured), *_ends(drawn, level))
 
 # %% ../../nbs/appendix/intervals.ipynb #ac3d132a
 def paired_difference(
-    a:Float[np.ndarray,'*s n'], # one value an image, or one row a seed
+    a:Float[np.ndarray,'*s n'], # one value per image, or one row per seed
     b:Float[np.ndarray,'*s n'], # on the same images; as many seeds, seed by seed, or a single one
     n:int=1000, # draws
     *,
@@ -81,7 +90,7 @@ def paired_difference(
 
 # %% ../../nbs/appendix/intervals.ipynb #811efc57
 def share_of_gap(
-    a:Float[np.ndarray,'*s n'], # one value an image, or one row a seed
+    a:Float[np.ndarray,'*s n'], # one value per image, or one row per seed
     start:Float[np.ndarray,'*s n'], # where the way begins
     full:Float[np.ndarray,'*s n'], # where it ends
     *,

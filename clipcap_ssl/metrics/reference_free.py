@@ -13,45 +13,51 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from .coco import java_home, ptb_tokenize, score_captions, score_each
 
 # %% ../../nbs/10_metrics.ipynb #92b6e92c
 def clip_score(
     x_image:Float[Tensor,'b d'], # features of the images
-    x_text:Float[Tensor,'b d'], # features of one caption an image; for photos of "A photo depicts " + caption
+    x_text:Float[Tensor,'b d'], # features of one caption per image; photos: of "A photo depicts " + caption
     w:float=2.5, # stretches the range of cosines that occur
-)->Float[Tensor,'b']: # 0 to w, differentiable
-    "CLIPScore (Hessel et al. 2021), of each image with its caption"
-    return w*F.cosine_similarity(x_image.float(), x_text.float(), dim=-1).clamp(min=0)
+)->Float[Tensor,'b']: # 0 to `w`, differentiable
+    "CLIPScore of each image with its caption"
+    cosine = F.cosine_similarity(x_image.float(), x_text.float(), dim=-1)
+    return w*cosine.clamp(min=0)
 
 # %% ../../nbs/10_metrics.ipynb #99deb59a
 def ref_clip_score(
     x_image:Float[Tensor,'b d'], # features of the images
-    x_text:Float[Tensor,'b d'], # features of one caption an image
-    x_references:Sequence[Float[Tensor,'r d']], # features of the human captions of every image, with the same prompt
+    x_text:Float[Tensor,'b d'], # features of one caption per image
+    x_references:Sequence[Float[Tensor,'r d']], # per image: features of its human captions, same prompt
     *,
     w:float=2.5, # as in CLIP-S
 )->Float[Tensor,'b']: # 0 where either part is 0
-    "RefCLIPScore (Hessel et al. 2021), of each image with its caption"
-    if len(x_references)!=len(x_text): raise ValueError(f'{len(x_text)} captions, but references of {len(x_references)} images')
-    if not all(map(len, x_references)): raise ValueError(f'{sum(not len(o) for o in x_references)} images have no reference')
-    near = torch.stack([clip_score(r, c.expand_as(r), w=1.).amax() for c,r in zip(x_text, x_references)])
+    "RefCLIPScore of each image with its caption"
+    if len(x_references)!=len(x_text):
+        raise ValueError(f'{len(x_text)} captions, but references of {len(x_references)} images')
+    if not all(map(len, x_references)):
+        raise ValueError(f'{sum(not len(o) for o in x_references)} images have no reference')
+    cosines = [clip_score(r, c.expand_as(r), w=1.) for c,r in zip(x_text, x_references)]
+    m = torch.stack([o.amax() for o in cosines])
     s = clip_score(x_image, x_text, w)
-    return 2*s*near/(s+near).clamp(min=1e-12)
+    return 2*s*m/(s+m).clamp(min=1e-12)
 
 # %% ../../nbs/10_metrics.ipynb #f01db0fb
 def _hits(similarity, own, k):
     "Chance that `own` is among the `k` highest of each row"
-    if similarity.isnan().any(): raise ValueError('A similarity is not a number; are there features of length 0?')
-    before,tied = (similarity>own).sum(-1),(similarity==own).sum(-1)
+    if similarity.isnan().any():
+        raise ValueError('A similarity is not a number; are there features of length 0?')
+    before = (similarity>own).sum(-1)
+    tied = (similarity==own).sum(-1)
     return ((k-before)/tied).clamp(0,1)
 
 def hits_at_k(
     similarity:Float[Tensor,'*s n n'], # of caption i (row) to image j (column)
     k:int=1, # among the first `k`
-)->Float[Tensor,'*s n']: # 0 to 1 a caption
+)->Float[Tensor,'*s n']: # 0 to 1 per caption
     "Chance that each caption finds its own image among the first `k`; ties are shared"
-    return _hits(similarity, similarity.diagonal(dim1=-2, dim2=-1)[...,None], k)
+    own = similarity.diagonal(dim1=-2, dim2=-1)[...,None]
+    return _hits(similarity, own, k)
 
 def recall_at_k(
     similarity:Float[Tensor,'n n'], # of caption i (row) to image j (column)
@@ -63,26 +69,29 @@ def recall_at_k(
 # %% ../../nbs/10_metrics.ipynb #9d36b6ea
 def image_blocks(
     n:int, # images of the test set, at least `block`
-    block:int=100, # images a block
+    block:int=100, # images per block
     seed:int=0, # which images meet
 )->Int[Tensor,'m block']: # indices of images; in reading order the first `n` are all different
     "Cut a test set into blocks at random; the last is filled up with images of the first"
     if n<block: raise ValueError(f'{n} images do not fill a block of {block}')
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([order, order[:-n%block]]).view(-1, block)
+    missing = -n % block
+    return torch.cat([order, order[:missing]]).view(-1, block)
 
 # %% ../../nbs/10_metrics.ipynb #6795da36
 def p_at_1(
     similarity:Float[Tensor,'n n'], # of caption i (row) to image j (column), or a NumPy array
-    block:int=100, # images a block
+    block:int=100, # images per block
     seed:int=0, # which images meet
     *,
     per_image:bool=False, # the chance of every caption instead of their mean?
 )->float|Float[Tensor,'n']: # share of captions that find their image
     "P@1: does each caption find its image within its block? Ties are shared"
     similarity = torch.as_tensor(similarity).cpu()
-    n,idx = len(similarity), image_blocks(len(similarity), block, seed)
+    n = len(similarity)
+    idx = image_blocks(n, block, seed)                                    # m block
     hits = hits_at_k(similarity[idx[:,:,None], idx[:,None,:]])            # m block
+    # back to the order of the images; the guests of the last block are dropped
     hits = torch.zeros(n).index_copy(0, idx.flatten()[:n], hits.flatten()[:n].float())
     return hits if per_image else hits.mean().item()
 
@@ -96,8 +105,9 @@ def p_at_1_near(
 )->float|Float[Tensor,'n']: # share of captions that find their image
     "P@1 among each image's nearest neighbours; ties are shared"
     if len(x)<k: raise ValueError(f'{len(x)} images do not make groups of {k}')
-    similarity,alike = torch.as_tensor(similarity).cpu(),(x@x.T).cpu().fill_diagonal_(torch.inf)
-    near = similarity.gather(1, alike.topk(k, dim=1).indices)               # its own comes first
+    similarity = torch.as_tensor(similarity).cpu()
+    alike = (x@x.T).cpu().fill_diagonal_(torch.inf)         # its own image comes first
+    near = similarity.gather(1, alike.topk(k, dim=1).indices)               # n k
     hits = _hits(near, near[:,:1], 1)
     return hits if per_image else hits.mean().item()
 
@@ -110,7 +120,7 @@ def words(
 
 def mean_length(
     captions:Sequence[str], # any captions
-)->float: # words a caption
+)->float: # words per caption
     "Mean number of words"
     return sum(len(words(o)) for o in captions)/len(captions)
 
@@ -128,11 +138,12 @@ def repetition(
     n:int=2, # words in a row that count as repeated
 )->float: # 0 to 1
     "Share of captions that contain the same n-gram twice"
-    return sum(len(set(g))<len(g) for g in (ngrams(o, n) for o in captions))/len(captions)
+    grams = [ngrams(o, n) for o in captions]
+    return sum(len(set(g))<len(g) for g in grams)/len(captions)
 
 # %% ../../nbs/10_metrics.ipynb #68469dac
 def distinct(
-    captions:Sequence[str], # one caption an image
+    captions:Sequence[str], # one caption per image
 )->float: # from 1/n, one caption for all, to 1
     "Different captions as a share of all, by their words"
     return len({tuple(words(o)) for o in captions})/len(captions)

@@ -13,17 +13,24 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from ..models.lm import PreTrainedModel, PreTrainedTokenizerBase, special_tokens, token_logprobs, tokenize_captions
-from ..models.encoder import ImageTextEncoder
 from .reference_free import words
+from ..models.encoder import ImageTextEncoder
+from ..models.lm import (
+    PreTrainedModel, PreTrainedTokenizerBase, special_tokens, token_logprobs, tokenize_captions)
 
 # %% ../../nbs/appendix/wording.ipynb #a768a6d2
-function_words = frozenset('''a an the this that these those some any each every all both no not other another such
-i you he she it we they him her them his hers its their theirs who whom whose which what someone something there here
-of in on at by for with without from to into onto out up down off over under above below behind beside between among near next around through across along against about after before during toward towards inside outside upon
+function_words = frozenset('''a an the this that these those some any each every all both no not
+other another such
+i you he she it we they him her them his hers its their theirs who whom whose which what
+someone something there here
+of in on at by for with without from to into onto out up down off over under above below behind
+beside between among near next around through across along against about after before during
+toward towards inside outside upon
 and or but nor so as than then if while where when because very quite too also just
-is are was were be been being am do does did has have had can could will would may might must shall should it's there's that's he's she's isn't aren't wasn't don't doesn't can't
-image images photo photos photograph picture pictures drawing scene view kind sort type lot group pair set left right'''.split())
+is are was were be been being am do does did has have had can could will would may might must
+shall should it's there's that's he's she's isn't aren't wasn't don't doesn't can't
+image images photo photos photograph picture pictures drawing scene view kind sort type lot group
+pair set left right'''.split())
 
 def content_words(
     text:str, # a caption
@@ -33,36 +40,51 @@ def content_words(
 
 # %% ../../nbs/appendix/wording.ipynb #586b0b6b
 _single = frozenset('a an one this that each every another his her its'.split())
-_plural = frozenset('two three four five six seven eight nine ten many several some these those the their of in on at by for with without from into onto over under above below behind beside between among near around through across along against and or'.split())
-_things = frozenset('ring king thing string wing spring building swing sling clothing painting morning evening ceiling wedding railing'.split())   # in -ing, and nouns
+_plural = frozenset('''two three four five six seven eight nine ten many several some these those
+the their
+of in on at by for with without from into onto over under above below behind beside between among
+near around through across along against and or'''.split())
 _numbers = frozenset('one two three four five six seven eight nine ten many several'.split())
+_things = frozenset('''ring king thing string wing spring building swing sling clothing painting
+morning evening ceiling wedding railing'''.split())   # in -ing, and nouns
+_determiners = ('a','an','the','his','her','its','their')
 
 def _phrases(text):
     "(word that opens it, its words, word that ends it) of every noun phrase"
     opener,run = 'the',[]
     for w in [*words(text), 'and']:
-        if w not in function_words and w not in _numbers and not (run and w.endswith('ing') and w not in _things):
+        content = w not in function_words and w not in _numbers
+        participle = w.endswith('ing') and w not in _things
+        if content and not (run and participle):
             if opener: run.append(w)
             continue
         if run: yield opener,run,w
         opener,run = (w if w in _single | _plural else None),[]
 
+def _ends_in_verb(opener, run, end):
+    "Is the last word of a noun phrase a verb?"
+    last = run[-1]
+    third_person = last.endswith('s') and not last.endswith(('ss','us','is'))
+    return len(run)>1 and (opener in _single and third_person or end in _determiners)
+
 def nouns_and_adjectives(
     text:str, # a caption
 )->tuple[list[str],list[str]]: # nouns; adjectives, numbers not among them
-    "Nouns and adjectives of a caption by three rules: right for plain captions, wrong where grammar is not that simple"
+    "Nouns and adjectives of a caption by three rules: right for plain captions, wrong for others"
     nouns,adjectives = [],[]
     for opener,run,end in _phrases(text):
-        verb = len(run)>1 and ((opener in _single and run[-1].endswith('s') and not run[-1].endswith(('ss','us','is'))) or end in ('a','an','the','his','her','its','their'))
-        *before,noun = run[:-1] if verb else run
-        nouns.append(noun); adjectives += before
+        *before,noun = run[:-1] if _ends_in_verb(opener, run, end) else run
+        nouns.append(noun)
+        adjectives += before
     return nouns,adjectives
 
 # %% ../../nbs/appendix/wording.ipynb #9f31d489
 def _singular(w):
     "A word without the ending of its plural, by the commonest rules"
     if len(w)<4 or not w.endswith('s') or w.endswith(('ss','us','is')): return w
-    return w[:-2] if w.endswith(('xes','ches','shes','sses')) else w[:-3]+'y' if w.endswith('ies') else w[:-1]
+    if w.endswith(('xes','ches','shes','sses')): return w[:-2]
+    if w.endswith('ies'): return w[:-3]+'y'
+    return w[:-1]
 
 def _mentioned(text): return {_singular(w) for w in content_words(text)}
 
@@ -72,16 +94,20 @@ def coverage(
 )->float: # 0 to 1; NaN where no reference has a content word
     "Share of what people mentioned that a caption mentions, by content words"
     said = Counter(w for r in references for w in _mentioned(r))
-    return sum(said[w] for w in _mentioned(caption))/said.total() if said else math.nan
+    if not said: return math.nan
+    return sum(said[w] for w in _mentioned(caption))/said.total()
 
 # %% ../../nbs/appendix/wording.ipynb #e0e05b1b
-_unfinished = frozenset('a an the of in on at by for with without from to into onto under above below behind beside between among near and or but as than if while where is are was were be being has have can will very his her its their my your this these next'.split())
+_unfinished = frozenset('''a an the of in on at by for with without from to into onto under above
+below behind beside between among near and or but as than if while where is are was were be being
+has have can will very his her its their my your this these next'''.split())
 
 def broken_ending(
     text:str, # a caption
 )->bool:
     "Does a caption end where no sentence does?"
-    return not (ws := words(text)) or ws[-1] in _unfinished
+    ws = words(text)
+    return not ws or ws[-1] in _unfinished
 
 # %% ../../nbs/appendix/wording.ipynb #10d57abf
 def beyond_context(
@@ -89,10 +115,12 @@ def beyond_context(
     encoder:ImageTextEncoder, # with the tokenizer of an OpenCLIP model
 )->Bool[Tensor,'n']:
     "Which captions are longer than the text tower reads?"
-    if not hasattr(encoder, 'tokenizer'): raise ValueError(f"The encoder '{encoder.name}' shows no tokenizer, so that its context is not known")
+    if not hasattr(encoder, 'tokenizer'):
+        raise ValueError(f"The encoder '{encoder.name}' shows no tokenizer, "
+                         'so that its context is not known')
     room = encoder.tokenizer(['']).shape[1]
-    wide = encoder.tokenizer(['', *captions], context_length=room+1)[:,-1]
-    return wide[1:]!=wide[0]
+    last = encoder.tokenizer(['', *captions], context_length=room+1)[:,-1]
+    return last[1:]!=last[0]            # the empty caption has padding there
 
 # %% ../../nbs/appendix/wording.ipynb #3e70c6b7
 @torch.no_grad()
@@ -103,14 +131,18 @@ def text_logprob(
     *,
     max_length:int=64, # longest caption, tokens; the rest is not read
     batch_size:int=256, # captions at a time
-)->tuple[Float[Tensor,'n'],Float[Tensor,'n']]: # nats of each caption, at most 0, and its tokens, the end included
+)->tuple[Float[Tensor,'n'],Float[Tensor,'n']]: # nats of each caption, at most 0; its tokens, the end included
     "How probable a language model finds texts by themselves"
-    out,start = [],special_tokens(tokenizer)[0]
+    start = special_tokens(tokenizer)[0]
+    logprobs,lengths = [],[]
     for i in range(0, len(texts), batch_size):
-        tokens,mask = (o.to(lm.device) for o in tokenize_captions(tokenizer, list(texts[i:i+batch_size]), max_length))
-        logits = lm(torch.cat([torch.full_like(tokens[:,:1], start), tokens[:,:-1]], 1)).logits
-        out.append(((token_logprobs(logits, tokens)*mask).sum(1),mask.sum(1).float()))
-    return tuple(torch.cat(o) for o in zip(*out))
+        batch = list(texts[i:i+batch_size])
+        tokens,mask = (o.to(lm.device) for o in tokenize_captions(tokenizer, batch, max_length))
+        shifted = torch.cat([torch.full_like(tokens[:,:1], start), tokens[:,:-1]], 1)
+        logits = lm(shifted).logits                                         # b t v
+        logprobs.append((token_logprobs(logits, tokens)*mask).sum(1))
+        lengths.append(mask.sum(1).float())
+    return torch.cat(logprobs),torch.cat(lengths)
 
 def perplexity(
     texts:Sequence[str], # captions
@@ -119,7 +151,7 @@ def perplexity(
     *,
     max_length:int=64, # longest caption, tokens
 )->float: # 1 for what it foresees word by word; comparable for one tokenizer only
-    "Perplexity a token of captions under a language model, ends included"
+    "Perplexity per token of captions under a language model, ends included"
     lp,n = text_logprob(texts, lm, tokenizer, max_length=max_length)
     return math.exp(-lp.sum().item()/n.sum().item())
 
@@ -131,7 +163,7 @@ def vocabulary_size(
     return len({w for o in captions for w in words(o)})
 
 def shared(
-    captions:Sequence[str], # one caption a photo
+    captions:Sequence[str], # one caption per photo
 )->float: # 0 to 1
     "Share of captions that another photo has as well, by their words"
     n = Counter(tuple(words(o)) for o in captions)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..core import named_object, set_seed
 from ..data.photos import read_photo
 from .encoder import ImageTextEncoder, load_encoder
-from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, freeze, token_logprobs
+from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from .lm import freeze, token_logprobs
 from .loading import add_lora, load_lm
 from .mapper import make_mapper
 from .sharing import SafeHubMixin, model_card, read_captioner, write_captioner
@@ -40,18 +41,22 @@ def _left(
     mask:Bool[Tensor,'b t'], # real tokens
     k:int, # length of the prefix
 ):
-    "Move padding that stands before a caption in front of its prefix; which positions are real, and their numbers"
-    p = torch.arange(h.shape[1], device=h.device)
-    at = p - mask.long().argmax(1)[:,None]
-    h = h.gather(1, torch.where(at<0, p+k, torch.where(at<k, at, p))[...,None].expand_as(h))
-    return h, dict(attention_mask=(at>=0).long(), position_ids=at.clamp(min=0))
+    "Move padding to the front; which positions are real, and their numbers"
+    here = torch.arange(h.shape[1], device=h.device)
+    n_padding = mask.long().argmax(1)
+    number = here - n_padding[:,None]             # 0 at the first prefix vector
+    source = torch.where(number<k, number, here)  # the prefix moves right, the caption stays
+    source = torch.where(number<0, here+k, source) # and padding takes the prefix's old places
+    h = h.gather(1, source[...,None].expand_as(h))
+    return h, dict(attention_mask=(number>=0).long(), position_ids=number.clamp(min=0))
 
 # %% ../../nbs/06_captioner.ipynb #9caf3079
-class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_tag='image-to-text', tags=['clip']):
+class Captioner(nn.Module, SafeHubMixin,
+    library_name='clipcap_ssl', pipeline_tag='image-to-text', tags=['clip']):
     "Image features to captions: a mapping network in front of a language model"
     def __init__(self,
         mapper:nn.Module, # 'b d' -> 'b k e', with its prefix length in `.k`
-        lm:PreTrainedModel, # any causal language model of transformers; its weights are shared, its settings are not touched
+        lm:PreTrainedModel, # any causal LM of transformers; its weights are shared, its settings are not touched
         tokenizer:PreTrainedTokenizerBase, # the LM's
         *,
         encoder_name:str='', # what `load_encoder` calls the encoder that gives the features
@@ -60,8 +65,9 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
         super().__init__()
         self.mapper, self.lm, self.tokenizer = mapper, own_settings(lm), tokenizer
         self.encoder_name, self.encoder_hash, self.facts = encoder_name, encoder_hash, {}
-        self.__dict__['_encoder'] = None
-        self.null_prefix = nn.Parameter(torch.randn(mapper.k, lm.get_input_embeddings().embedding_dim)*.02)
+        self.__dict__['_encoder'] = None # not a part of the module
+        e = lm.get_input_embeddings().embedding_dim
+        self.null_prefix = nn.Parameter(torch.randn(mapper.k, e)*.02)
 
     @property
     def device(self)->torch.device: return self.null_prefix.device
@@ -73,7 +79,7 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
         return getattr(self.lm.config, 'max_position_embeddings', 10**6) - self.mapper.k + 1
 
     def prefix(self,
-        x:Float[Tensor,'b d'], # image features, unit norm; with their grid, 'b n d', for a mapping network that reads it
+        x:Float[Tensor,'b d'], # image features, unit norm; 'b n d' for a mapping network that reads grids
         null:Bool[Tensor,'b']|None=None, # rows that get the null prefix; None: no row
     )->Float[Tensor,'b k e']:
         "What the language model reads where words would be"
@@ -88,13 +94,20 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
         null:Bool[Tensor,'b']|None=None, # rows that get the null prefix
     )->Float[Tensor,'b t v']: # row `t` predicts token `t`
         "Logits of every token, from the prefix and the tokens before it"
-        t, embed = tokens.shape[1], self.lm.get_input_embeddings()
-        if t > self.room: raise ValueError(f'{t} tokens do not fit behind the prefix; tokenize with max_length={self.room}')
-        p = self.null_prefix.expand(len(tokens), -1, -1) if x is None else self.prefix(x, null)
-        h, more = torch.cat([p.to(embed.weight.dtype), embed(tokens[:,:-1])], 1), {}
+        t, embedding, more = tokens.shape[1], self.lm.get_input_embeddings(), {}
+        if t > self.room:
+            raise ValueError(f'{t} tokens do not fit behind the prefix; '
+                f'tokenize with max_length={self.room}')
+        # 1) the prefix, and all tokens but the last
+        if x is None: p = self.null_prefix.expand(len(tokens), -1, -1)
+        else: p = self.prefix(x, null)
+        h = torch.cat([p.to(embedding.weight.dtype), embedding(tokens[:,:-1])], 1)
+        # 2) padding on the left moves in front of the prefix
         if not mask[:,0].all(): h, more = _left(h, mask, self.mapper.k)
+        if 'position_ids' not in inspect.signature(self.lm.forward).parameters:
+            more.pop('position_ids', None)
+        # 3) logits of the caption alone
         if self.lm._supports_logits_to_keep(): more['logits_to_keep'] = t
-        if 'position_ids' not in inspect.signature(self.lm.forward).parameters: more.pop('position_ids', None)
         return self.lm(inputs_embeds=h, use_cache=False, **more).logits[:,-t:]
 
     def logprobs(self,
@@ -112,8 +125,9 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
     )->Self: # the same captioner
         "Use an encoder that is loaded already; one with other weights is refused"
         if self.encoder_hash and encoder.hash != self.encoder_hash:
-            raise ValueError(f"This captioner reads features of '{self.encoder_name}', sha256 {self.encoder_hash[:12]}...; "
-                f"'{encoder.name}' is {encoder.hash[:12]}..., and its features mean something else")
+            raise ValueError(f"This captioner reads features of '{self.encoder_name}', "
+                f"sha256 {self.encoder_hash[:12]}...; '{encoder.name}' is {encoder.hash[:12]}..., "
+                'and its features mean something else')
         self.__dict__['_encoder'] = encoder
         return self
 
@@ -128,7 +142,8 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
     )->Float[Tensor,'b d']: # unit norm; 'b n d' where the mapping network reads a grid
         "Image features as the mapping network wants them"
         grid = getattr(self.mapper, 'grid', False)
-        return (self.encoder.encode_grid if grid else self.encoder.encode_image)(images).float()
+        encode = self.encoder.encode_grid if grid else self.encoder.encode_image
+        return encode(images).float()
 
     def set_card(self,
         data:str='', # photos it was trained on
@@ -147,10 +162,11 @@ class Captioner(nn.Module, SafeHubMixin, library_name='clipcap_ssl', pipeline_ta
     def generate_model_card(self, **kwargs)->ModelCard: return model_card(self, **kwargs)
     def _save_pretrained(self, save_directory:Path): write_captioner(self, save_directory)
     @classmethod
-    def _from_pretrained(cls, *, model_id:str, mapper:nn.Module|type=None, lm:str|Path=None, **hub)->Self:
+    def _from_pretrained(cls, *,
+        model_id:str, mapper:nn.Module|type=None, lm:str|Path=None, **hub)->Self:
         return read_captioner(cls, model_id, mapper, lm=lm)
 
-    if TYPE_CHECKING: # its body is in the chapter on decoding, and is exported to this module as well
+    if TYPE_CHECKING: # its body is in the chapter on decoding, exported to this module
         def caption(self, photos:str|Path|Image.Image|np.ndarray|list, n:int=1, *,
             decode:str|Callable=None, batch_size:int=64, urls:bool=False, **kwargs)->str|list: ...
 
@@ -162,7 +178,7 @@ def caption_loss(
     *,
     mask:Bool[Tensor,'b t'], # real tokens
     null:Bool[Tensor,'b']|None=None, # rows that get the null prefix
-)->Float[Tensor,'']: # nats a token
+)->Float[Tensor,'']: # nats per token
     "Cross-entropy of the captions, averaged over their real tokens"
     return -model.logprobs(x, tokens, mask, null=null).sum() / mask.sum()
 
@@ -178,20 +194,22 @@ def null_rows(
 # %% ../../nbs/06_captioner.ipynb #33259dd9
 def _width(encoder, mapper):
     "Width of the features that a mapping network reads"
-    if mapper!='grid' and not (':' in mapper and getattr(named_object(mapper), 'grid', False)): return encoder.dim
+    grid = mapper=='grid' or (':' in mapper and getattr(named_object(mapper), 'grid', False))
+    if not grid: return encoder.dim
     if not hasattr(encoder, 'encode_grid'):
-        raise ValueError(f"The encoder '{encoder.name}' gives no grid of patches: choose mapper='mlp' or 'transformer'")
+        raise ValueError(f"The encoder '{encoder.name}' gives no grid of patches: "
+            "choose mapper='mlp' or 'transformer'")
     return encoder.encode_grid([Image.new('RGB', (64,64))]).shape[-1]
 
 # %% ../../nbs/06_captioner.ipynb #7123491f
 def new_captioner(
     encoder:ImageTextEncoder, # gives the features
     lm:str|tuple='toy', # language model: 'toy', 'gpt2', a folder, or your own, as (model, tokenizer)
-    mapper:str|nn.Module='mlp', # mapping network: 'mlp', 'transformer', 'grid', 'package.module:Class', or your own
+    mapper:str|nn.Module='mlp', # 'mlp', 'transformer', 'grid', 'package.module:Class', or your own
     *,
     n_prefix:int=4, # length of the prefix, for a mapping network by name
     train_lm:bool=True, # is the language model trained as well, or only the mapping network?
-    lora:int=0, # rank of a low-rank update, by which a language model that is not trained as a whole learns; 0: none
+    lora:int=0, # rank of a low-rank update, by which an LM that is not trained as a whole learns; 0: none
     seed:int=0, # of the mapping network's weights
 )->Captioner: # on the encoder's device
     "A captioner from its parts, its mapping network untrained"
@@ -200,8 +218,10 @@ def new_captioner(
     elif not train_lm: lm = freeze(lm)
     set_seed(seed)
     if isinstance(mapper, str):
-        mapper = make_mapper(mapper, _width(encoder, mapper), n_prefix, lm.get_input_embeddings().embedding_dim)
-    model = Captioner(mapper, lm, tokenizer, encoder_name=encoder.name, encoder_hash=encoder.hash)
+        e = lm.get_input_embeddings().embedding_dim
+        mapper = make_mapper(mapper, _width(encoder, mapper), n_prefix, e=e)
+    model = Captioner(mapper, lm, tokenizer,
+        encoder_name=encoder.name, encoder_hash=encoder.hash)
     return model.to(getattr(encoder, 'device', 'cpu')).attach(encoder)
 
 # %% ../../nbs/09_generate.ipynb #07e7b410

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from torch import nn
 from ..core import MissingModelError, asset_path, named_object
-from .lm import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, freeze, special_tokens
+from .lm import AutoModelForCausalLM, AutoTokenizer
+from .lm import PreTrainedModel, PreTrainedTokenizerBase, freeze, special_tokens
 
 # %% ../../nbs/appendix/loading.ipynb #6cb094fc
 from transformers.utils import logging
@@ -30,8 +31,11 @@ def add_lora(
 )->PreTrainedModel: # the same one: frozen, but for the update
     "Let a frozen language model learn by low-rank updates"
     try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError: raise ImportError('LoRA needs peft, an optional extra: pip install "clipcap_ssl[lora]"') from None
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=lm.config.model_type=='gpt2')
+    except ImportError:
+        raise ImportError('LoRA needs peft, an optional extra: '
+            'pip install "clipcap_ssl[lora]"') from None
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+        fan_in_fan_out=lm.config.model_type=='gpt2')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, freeze(lm))
@@ -49,9 +53,17 @@ def _within(
         try: res[0] = f()
         except Exception as e: res[0] = e
     t = threading.Thread(target=run, daemon=True)
-    t.start(); t.join(seconds)
+    t.start()
+    t.join(seconds)
     if isinstance(res[0], Exception): raise res[0]
     return res[0]
+
+# %% ../../nbs/appendix/loading.ipynb #b7578ef7
+def _cached(name, hub):
+    "Folder of a model in the local cache, if it is there with its weights"
+    try: folder = Path(snapshot_download(name, local_files_only=True, **hub))
+    except (OSError, ValueError): return None
+    return folder if (folder/'config.json').exists() and any(folder.glob('*.safetensors')) else None
 
 # %% ../../nbs/appendix/loading.ipynb #a982e16c
 def fetch_model(
@@ -62,20 +74,25 @@ def fetch_model(
     seconds:float=8, # how long to wait for the hub's first answer
 )->Path: # a folder with the model's files
     "Find a model: a folder as it is, then the local cache, then one try at the hub"
+    # 1) a folder, or the cache
     if Path(name).is_dir(): return Path(name)
-    name, where = str(name), f"'{name}' is neither a folder nor in the local cache"
-    hub = dict(revision=revision, token=token)
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, **hub))
-        if (cached/'config.json').exists() and any(cached.glob('*.safetensors')): return cached
-    except (OSError, ValueError): pass
-    how = f'Give a folder with config.json, tokenizer and *.safetensors; or fetch it once where there is a network: hf download {name}'
-    if constants.HF_HUB_OFFLINE: raise MissingModelError(f'{where}, and HF_HUB_OFFLINE is set. {how}')
+    name, hub = str(name), dict(revision=revision, token=token)
+    cached = _cached(name, hub)
+    if cached: return cached
+    # 2) does the hub have it?
+    where = f"'{name}' is neither a folder nor in the local cache"
+    how = ('Give a folder with config.json, tokenizer and *.safetensors; '
+        f'or fetch it once where there is a network: hf download {name}')
+    if constants.HF_HUB_OFFLINE:
+        raise MissingModelError(f'{where}, and HF_HUB_OFFLINE is set. {how}')
     try: _within(seconds, lambda: HfApi().model_info(name, timeout=seconds, **hub))
     except Exception as e:
         why = f'{type(e).__name__}: {str(e).splitlines()[0]}' if str(e) else type(e).__name__
-        raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us ({why}). {how}') from None
-    return Path(snapshot_download(name, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'], ignore_patterns='*/*', **hub))
+        raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us '
+            f'({why}). {how}') from None
+    # 3) fetch what is needed
+    wanted = ['*.json', '*.txt', '*.model', 'model*.safetensors']
+    return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns='*/*', **hub))
 
 # %% ../../nbs/appendix/loading.ipynb #1ebb4d63
 def load_tokenizer(
@@ -84,10 +101,14 @@ def load_tokenizer(
     gguf_file:str|None=None, # read it from this GGUF file in the folder
 )->PreTrainedTokenizerBase: # pads with its end token if it has no pad token
     "A tokenizer that fits the language model, or an error"
-    tok = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **({'gguf_file':gguf_file} if gguf_file else {}))
+    more = {'gguf_file':gguf_file} if gguf_file else {}
+    tok = AutoTokenizer.from_pretrained(folder,
+        local_files_only=True, trust_remote_code=False, **more)
     if not vocab_size/2 < len(tok) <= vocab_size:
-        raise MissingModelError(f"The tokenizer in {folder} has {len(tok):,} tokens and the language model {vocab_size:,}: the tokenizer's files "
-            '(tokenizer.json, or vocab.json and merges.txt) are missing there, or belong to another model. Fetch the whole model again.')
+        raise MissingModelError(f'The tokenizer in {folder} has {len(tok):,} tokens and the '
+            f"language model {vocab_size:,}: the tokenizer's files (tokenizer.json, or vocab.json "
+            'and merges.txt) are missing there, or belong to another model. '
+            'Fetch the whole model again.')
     if tok.pad_token_id != special_tokens(tok).pad: tok.pad_token = tok.eos_token
     return tok
 
@@ -97,8 +118,11 @@ def lm_hash(
 )->str: # 64 hexadecimal digits
     "SHA-256 of a language model's own weights"
     h = hashlib.sha256()
-    own = {k.replace('.base_layer.', '.'):t for k,t in lm.state_dict().items() if '.lora_' not in k}
-    for k in sorted(own): h.update(k.encode()); h.update(own[k].detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    weights = lm.state_dict()
+    own = {k.replace('.base_layer.', '.'):t for k,t in weights.items() if '.lora_' not in k}
+    for k in sorted(own):
+        h.update(k.encode())
+        h.update(own[k].detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../../nbs/appendix/loading.ipynb #49ca61c9
@@ -115,24 +139,34 @@ def _no_bars():
 def _load_gguf(file, device):
     "A language model and its tokenizer from a GGUF file"
     if not file.is_file(): raise MissingModelError(f"There is no file '{file}'")
-    with _no_bars(): lm = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True)
+    with _no_bars():
+        lm = AutoModelForCausalLM.from_pretrained(file.parent,
+            gguf_file=file.name, dtype=torch.float32, local_files_only=True)
     lm.source = dict(name=str(file), sha256=lm_hash(lm))
-    return lm.to(device).eval(), load_tokenizer(file.parent, lm.get_input_embeddings().num_embeddings, file.name)
+    n_words = lm.get_input_embeddings().num_embeddings
+    return lm.to(device).eval(), load_tokenizer(file.parent, n_words, file.name)
 
 # %% ../../nbs/appendix/loading.ipynb #2c0e6c48
 def load_lm(
-    name:str|Path, # 'toy', a folder, a .gguf file, a name on the Hugging Face hub such as 'gpt2', or 'package.module:function' of your own
+    name:str|Path, # 'toy', a folder, a .gguf file, a name on the hub such as 'gpt2', or 'package.module:function'
     device:torch.device=None, # None: the CPU
 )->tuple[PreTrainedModel,PreTrainedTokenizerBase]: # the LM (float32, eval mode) and its tokenizer
-    "Load a causal language model and its tokenizer: from safetensors alone, and without code from the hub"
+    "Load a language model and its tokenizer, from safetensors alone and without code from the hub"
+    # 1) a function of the user's own, or a GGUF file
     if ':' in str(name) and not Path(name).exists(): return named_object(name)()
     if str(name).endswith('.gguf'): return _load_gguf(Path(name), device)
+    # 2) a folder with all that we need
     folder = asset_path('toy-lm') if name=='toy' else fetch_model(name)
-    if not (folder/'config.json').exists(): raise MissingModelError(f'{folder} has no config.json: give a folder written by save_pretrained, or a name on the hub')
+    if not (folder/'config.json').exists():
+        raise MissingModelError(f'{folder} has no config.json: '
+            'give a folder written by save_pretrained, or a name on the hub')
     if not any(folder.glob('*.safetensors')):
-        raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are pickles, which can run code when they are read, '
-            'and are refused: load them elsewhere, once, and write them with save_pretrained.')
-    safe = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    with _no_bars(): lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **safe)
+        raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are '
+            'pickles, which can run code when they are read, and are refused: '
+            'load them elsewhere, once, and write them with save_pretrained.')
+    # 3) read it
+    with _no_bars():
+        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+            local_files_only=True, use_safetensors=True, trust_remote_code=False)
     lm.source = dict(name=str(name), sha256=lm_hash(lm))
     return lm.to(device).eval(), load_tokenizer(folder, lm.get_input_embeddings().num_embeddings)

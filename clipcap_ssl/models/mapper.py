@@ -24,9 +24,12 @@ class MLPMapper(nn.Module):
         hidden:int=None, # width between the layers; None: `k*e//2`, as in ClipCap
     ):
         super().__init__()
-        self.k, self.config = k, dict(kind='mlp', d=d, k=k, e=e, hidden=hidden)
+        self.k = k
+        self.config = dict(kind='mlp', d=d, k=k, e=e, hidden=hidden)
         hidden = hidden or k*e//2
-        self.net = nn.Sequential(nn.Linear(d, hidden), nn.Tanh(), nn.Linear(hidden, k*e), nn.Unflatten(1, (k, e)))
+        self.net = nn.Sequential(
+            nn.Linear(d, hidden), nn.Tanh(),
+            nn.Linear(hidden, k*e), nn.Unflatten(1, (k, e)))
 
     def forward(self,
         x:Float[Tensor,'b d'], # image features, unit norm
@@ -47,10 +50,14 @@ class TransformerMapper(nn.Module):
         n_heads:int=8, # attention heads; must divide `e`
     ):
         super().__init__()
-        self.k, self.config = k, dict(kind='transformer', d=d, k=k, e=e, clip_length=clip_length, n_layers=n_layers, n_heads=n_heads)
-        self.split = nn.Sequential(nn.Linear(d, clip_length*e), nn.Unflatten(1, (clip_length, e)))
+        self.k = k
+        self.config = dict(kind='transformer', d=d, k=k, e=e,
+            clip_length=clip_length, n_layers=n_layers, n_heads=n_heads)
+        self.split = nn.Sequential(
+            nn.Linear(d, clip_length*e), nn.Unflatten(1, (clip_length, e)))
         self.const = nn.Parameter(torch.randn(k, e))
-        layer = nn.TransformerEncoderLayer(e, n_heads, 2*e, dropout=0., batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            e, n_heads, 2*e, dropout=0., batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
 
     def forward(self,
@@ -74,18 +81,21 @@ class GridMapper(nn.Module):
         n_heads:int=8, # attention heads; must divide `e`
     ):
         super().__init__()
-        self.d, self.k, self.config = d, k, dict(kind='grid', d=d, k=k, e=e, n_layers=n_layers, n_heads=n_heads)
+        self.d, self.k = d, k
+        self.config = dict(kind='grid', d=d, k=k, e=e, n_layers=n_layers, n_heads=n_heads)
         self.project = nn.Linear(d, e)
         self.const = nn.Parameter(torch.randn(k, e))
-        layer = nn.TransformerEncoderLayer(e, n_heads, 2*e, dropout=0., batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            e, n_heads, 2*e, dropout=0., batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
 
     def forward(self,
-        x:Float[Tensor,'b n d']|Float[Tensor,'b d'], # the pooled vector and the patches, of unit norm; or the pooled vector alone
+        x:Float[Tensor,'b n d']|Float[Tensor,'b d'], # pooled vector and patches, unit norm; or the pooled vector alone
     )->Float[Tensor,'b k e']: # the prefix
         "Put the constants behind the grid, and return what they become"
         x = x if x.ndim==3 else x[:,None]
-        h = self.project(F.pad(x, (0, self.d-x.shape[-1])) * self.d**.5)
+        x = F.pad(x, (0, self.d-x.shape[-1]))
+        h = self.project(x * self.d**.5)
         const = self.const.expand(len(x), -1, -1)
         return self.layers(torch.cat([h, const], 1))[:, h.shape[1]:]
 
@@ -93,7 +103,8 @@ class GridMapper(nn.Module):
 def _own_mapper(kind, d, k, *, e, kwargs):
     "A mapping network of the user's own, with what `make_mapper` needs to build it again"
     mapper = named_object(kind)(d, k, e, **kwargs)
-    if getattr(mapper, 'k', k)!=k: raise ValueError(f'{kind} has a prefix of {mapper.k} vectors, {k} were asked for')
+    if getattr(mapper, 'k', k)!=k:
+        raise ValueError(f'{kind} has a prefix of {mapper.k} vectors, {k} were asked for')
     mapper.k, mapper.config = k, dict(kind=kind, d=d, k=k, e=e, **kwargs)
     return mapper
 
@@ -109,5 +120,6 @@ def make_mapper(
     "A mapping network by name; `make_mapper(**mapper.config)` builds the same one again"
     kinds = dict(mlp=MLPMapper, transformer=TransformerMapper, grid=GridMapper)
     if ':' in kind: return _own_mapper(kind, d, k, e=e, kwargs=kwargs)
-    if kind not in kinds: raise ValueError(f"No mapping network is called '{kind}': choose from {', '.join(kinds)}")
+    if kind not in kinds:
+        raise ValueError(f"No mapping network is called '{kind}': choose from {', '.join(kinds)}")
     return kinds[kind](d, k, e, **kwargs)

@@ -9,38 +9,58 @@ __all__ = ['questions', 'run_captions', 'test_photos', 'plan_study', 'study_page
 import base64, hashlib, json, random
 from collections.abc import Sequence
 from pathlib import Path
-from PIL import Image
-from ..pipeline.config import Config, kept_row, load_config
+from typing import TYPE_CHECKING
 from ..core import asset_path, read_json, write_json, write_text
-from ..data.base import Captioned, CaptionFolder
 from .gallery import data_uri
-from ..pipeline.setup import scene_parts
+
+# %% ../../nbs/appendix/study_page.ipynb #c4f2a5b6
+if TYPE_CHECKING:
+    from clipcap_ssl.data.base import Captioned
+    from clipcap_ssl.pipeline.config import Config
 
 # %% ../../nbs/appendix/study_page.ipynb #84d4fef7
-questions = dict(accuracy='Which caption is more accurate: says less that is not in the picture?', detail='Which one tells more of what is in the picture?',
-                 distinctiveness='Which one would help more to find this picture among similar ones?', overall='All in all, which caption is better?')
+questions = dict(
+    accuracy='Which caption is more accurate: says less that is not in the picture?',
+    detail='Which one tells more of what is in the picture?',
+    distinctiveness='Which one would help more to find this picture among similar ones?',
+    overall='All in all, which caption is better?')
 
 # %% ../../nbs/appendix/study_page.ipynb #a1828931
+def _read_lines(path):
+    "The lines of captions.jsonl by photo"
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+        rows = [json.loads(o) for o in lines if o.strip()]
+        return {o['id']:o for o in rows}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f'{path} is damaged: a line is no JSON with an id') from None
+
 def run_captions(
     run:str|Path, # folder of a run
     row:str=None, # which captions; default: those of the captioner that the run saved
-)->tuple[Config,str,dict[str,dict]]: # settings, row, photo -> its line of captions.jsonl
+)->tuple['Config',str,dict[str,dict]]: # settings, row, photo -> its line of captions.jsonl
     "The captions of a run"
+    from clipcap_ssl.pipeline.config import kept_row, load_config
     folder = Path(run)
     for f in ('config.toml','captions.jsonl'):
-        if not (folder/f).is_file(): raise FileNotFoundError(f'{folder} is no finished run: it has no {f}')
-    cfg = load_config(folder/'config.toml'); row = row or kept_row(cfg)
-    try: lines = {o['id']:o for o in map(json.loads, (folder/'captions.jsonl').read_text(encoding='utf-8').splitlines())}
-    except (ValueError, TypeError, KeyError): raise ValueError(f'{folder}/captions.jsonl is damaged: a line is no JSON with an id') from None
+        if not (folder/f).is_file():
+            raise FileNotFoundError(f'{folder} is no finished run: it has no {f}')
+    cfg = load_config(folder/'config.toml')
+    row = row or kept_row(cfg)
+    lines = _read_lines(folder/'captions.jsonl')
     there = [k for k in next(iter(lines.values()), {}) if k not in ('id','references')]
-    if row not in there: raise ValueError(f"{folder} has no captions of '{row}'; rows there: {' '.join(there) or 'none'}")
-    return cfg,row,lines
+    if row not in there:
+        names = ' '.join(there) or 'none'
+        raise ValueError(f"{folder} has no captions of '{row}'; rows there: {names}")
+    return cfg, row, lines
 
 # %% ../../nbs/appendix/study_page.ipynb #9bbdbe3d
 def test_photos(
-    cfg:Config, # settings of a run
-)->Captioned: # its test photos, and perhaps others
+    cfg:'Config', # settings of a run
+)->'Captioned': # its test photos, and perhaps others
     "The photos that a run was judged on"
+    from clipcap_ssl.data.base import CaptionFolder
+    from clipcap_ssl.pipeline.setup import scene_parts
     return scene_parts(cfg)[2] if cfg.data=='scenes' else CaptionFolder(cfg.data)
 
 # %% ../../nbs/appendix/study_page.ipynb #62519668
@@ -48,11 +68,19 @@ def _words(*texts): return set(' '.join(texts).casefold().split())
 
 def _check(i, references, rng):
     "A true caption of a photo and one of another photo"
-    others = [c for j in rng.sample(list(references), min(50, len(references))) if j!=i for c in references[j]]
+    others = []
+    for j in rng.sample(list(references), min(50, len(references))):
+        if j!=i: others += references[j]
     own = _words(*references[i])
-    return max(references[i], key=len),min(others, key=lambda c: (len(_words(c)&own), -len(c)))
+    wrong = min(others, key=lambda c: (len(_words(c)&own), -len(c)))
+    return max(references[i], key=len), wrong
 
 # %% ../../nbs/appendix/study_page.ipynb #c4b6d631
+def _differ(a, b):
+    "Photos on which two captioners say different words"
+    def said(captions, i): return captions[i].casefold().split()
+    return [i for i in sorted(a) if i in b and said(a, i)!=said(b, i)]
+
 def plan_study(
     a:dict[str,str], # photo -> caption of A
     b:dict[str,str], # photo -> caption of B
@@ -64,35 +92,62 @@ def plan_study(
 )->list[dict]: # an item: photo, two captions, and whose they are: a and b, or true and wrong
     "Choose pairs, shuffle sides, slip in checks"
     rng = random.Random(f'study {seed}')
-    differ = [i for i in sorted(a) if i in b and a[i].casefold().split()!=b[i].casefold().split()]
-    if not differ: raise ValueError('The two captioners share no photo that they describe differently: nothing to compare')
+    # 1) pairs
+    differ = _differ(a, b)
+    if not differ:
+        raise ValueError('The two captioners share no photo that they describe differently: '
+            'nothing to compare')
     chosen = rng.sample(differ, min(n, len(differ)))
+    plan = [(i, ('a',a[i]), ('b',b[i])) for i in chosen]
+    # 2) checks: one somewhere in each of k stretches, so that who stops early has met some
     references = {i:references[i] for i in sorted(references) if references[i]}
     spare = [i for i in references if i not in chosen] or list(references)
-    plan = [(i, ('a',a[i]), ('b',b[i])) for i in chosen]
     k = min(-(-round(len(plan)*checks*100)//100), len(spare)) if len(references)>1 else 0
-    for j,i in enumerate(rng.sample(spare, k)):        # one somewhere in each of k stretches, so that who stops early has met some
-        true,wrong = _check(i, references, rng); plan.insert(int((j+rng.random())*len(chosen)/k)+j, (i, ('true',true), ('wrong',wrong)))
+    for j,i in enumerate(rng.sample(spare, k)):
+        true, wrong = _check(i, references, rng)
+        plan.insert(int((j+rng.random())*len(chosen)/k)+j, (i, ('true',true), ('wrong',wrong)))
+    # 3) sides: half of each kind is turned
     turned = [[j%2 for j in range(m)] for m in (len(chosen), k)]
     for o in turned: rng.shuffle(o)
-    sides = [p[:0:-1] if turned[p[1][0]=='true'].pop() else p[1:] for p in plan]
-    return [dict(photo=p[0], captions=[c for _,c in s], whose=[w for w,_ in s]) for p,s in zip(plan, sides)]
+    items = []
+    for photo,first,second in plan:
+        is_check = first[0]=='true'
+        sides = (second,first) if turned[is_check].pop() else (first,second)
+        items.append(dict(photo=photo, captions=[c for _,c in sides], whose=[w for w,_ in sides]))
+    return items
 
 # %% ../../nbs/appendix/study_page.ipynb #917f8386
+def _policy(page):
+    "A content security policy that allows the page's own program and style"
+    own = {}
+    for tag in ('script','style'):
+        text = page.split(f'<{tag}>')[1].split(f'</{tag}>')[0]
+        own[tag] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return (f"default-src 'none'; img-src data:; script-src 'sha256-{own['script']}'; "
+            f"style-src 'sha256-{own['style']}'; base-uri 'none'; form-action 'none'")
+
 def study_page(
     plan:Sequence[dict], # from `plan_study`
     images:dict[str,str], # photo -> data URI
 )->tuple[str,str]: # name of the study, HTML
     "The page of a study"
-    items = [dict(id=str(k), image=images[o['photo']], captions=o['captions']) for k,o in enumerate(plan, 1)]
+    items = []
+    for k,o in enumerate(plan, 1):
+        items.append(dict(id=str(k), image=images[o['photo']], captions=o['captions']))
     study = hashlib.sha256(json.dumps([items, questions]).encode()).hexdigest()[:12]
     page = asset_path('study.html').read_text(encoding='utf-8')
-    own = {t:base64.b64encode(hashlib.sha256(page.split(f'<{t}>')[1].split(f'</{t}>')[0].encode()).digest()).decode() for t in ('script','style')}
-    csp = f"default-src 'none'; img-src data:; script-src 'sha256-{own['script']}'; style-src 'sha256-{own['style']}'; base-uri 'none'; form-action 'none'"
     data = json.dumps(dict(study=study, questions=questions, items=items)).replace('<', r'\u003c')
-    return study,page.replace('{{csp}}', csp).replace('{{data}}', data)
+    return study, page.replace('{{csp}}', _policy(page)).replace('{{data}}', data)
 
 # %% ../../nbs/appendix/study_page.ipynb #1054ab8b
+def _same_photos(ds, lines, photos, where):
+    "Refuse photos that are not those which a run was judged on"
+    known = dict(zip(ds.ids, ds.captions))
+    for i in photos:
+        if i not in known or not set(lines[i].get('references', []))<=set(known[i]):
+            raise ValueError(f"Photo '{i}' of {where} is another one now: "
+                'have the photos changed since the run?')
+
 def make_study(
     run_a:str|Path, # folder of a run
     run_b:str|Path, # another, or the same
@@ -106,13 +161,26 @@ def make_study(
     out:str|Path='study.html', # the page; the key is written beside it
 )->tuple[Path,Path,dict]: # page, key file, key
     "Write a study's page and its key"
-    (cfg,row_a,a),(_,row_b,b) = run_captions(run_a, row_a),run_captions(run_b, row_b)
-    plan = plan_study({i:o[row_a] for i,o in a.items()}, {i:o[row_b] for i,o in b.items()}, {i:o.get('references', []) for i,o in a.items()}, n=n, checks=checks, seed=seed)
-    ds = test_photos(cfg); at = {i:k for k,i in enumerate(ds.ids)}
-    for i in {o['photo'] for o in plan}:
-        if i not in at or not set(a[i].get('references', []))<=set(ds.captions[at[i]]): raise ValueError(f"Photo '{i}' of {run_a} is not the one in {cfg.data}: have the photos changed since the run?")
-    study,page = study_page(plan, {o['photo']:data_uri(ds.image(at[o['photo']]), size) for o in plan})
-    out = Path(out); path = out.with_name(f'{out.stem}-key.json')
-    if path.exists() and read_json(path).get('study')!=study: raise ValueError(f'{path} is the key of another study: choose another --out')
-    key = dict(study=study, a=f'{Path(run_a).name}/{row_a}', b=f'{Path(run_b).name}/{row_b}', seed=seed, items={str(k):dict(photo=o['photo'], left=o['whose'][0], right=o['whose'][1]) for k,o in enumerate(plan, 1)})
-    return write_text(out, page),write_json(path, key),key
+    # 1) the captions of both, and a plan
+    cfg, row_a, a = run_captions(run_a, row_a)
+    _, row_b, b = run_captions(run_b, row_b)
+    said_a, said_b = {i:o[row_a] for i,o in a.items()}, {i:o[row_b] for i,o in b.items()}
+    references = {i:o.get('references', []) for i,o in a.items()}
+    plan = plan_study(said_a, said_b, references, n=n, checks=checks, seed=seed)
+    # 2) their pictures
+    ds = test_photos(cfg)
+    photos = {o['photo'] for o in plan}
+    _same_photos(ds, a, photos, run_a)
+    images = {i:data_uri(ds.image(ds.ids.index(i)), size) for i in photos}
+    # 3) the page and the key
+    study, page = study_page(plan, images)
+    out = Path(out)
+    path = out.with_name(f'{out.stem}-key.json')
+    if path.exists() and read_json(path).get('study')!=study:
+        raise ValueError(f'{path} is the key of another study: choose another --out')
+    items = {}
+    for k,o in enumerate(plan, 1):
+        items[str(k)] = dict(photo=o['photo'], left=o['whose'][0], right=o['whose'][1])
+    names = [f'{Path(run).name}/{row}' for run,row in ((run_a,row_a), (run_b,row_b))]
+    key = dict(study=study, a=names[0], b=names[1], seed=seed, items=items)
+    return write_text(out, page), write_json(path, key), key

@@ -12,17 +12,22 @@ from itertools import product
 import torch, torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from ..models.lm import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Tokenizer, models, pre_tokenizers, tokenize_captions
+from ..models.lm import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from ..models.lm import Tokenizer, models, pre_tokenizers, tokenize_captions
 from ..models.encoder import OpenCLIPEncoder
 
 # %% ../../nbs/appendix/bridge.ipynb #5b215d51
 def _tower(encoder):
     "The module with the text tower's parts, and its end token (None: the largest id)"
     t = getattr(encoder.model, 'text', encoder.model)
-    def get(*names): return next((o for n in names if (o := getattr(t, n, None)) is not None), None)
+    def get(*names):
+        return next((o for n in names if (o := getattr(t, n, None)) is not None), None)
     pool = get('text_pool_type', 'pool_type')
-    if pool not in ('eos','argmax') or get('token_embedding') is None or get('attn_mask') is None or get('cls_emb') is not None:
-        raise ValueError(f'The text tower of {encoder.name} ({type(t).__name__}, pooling {pool}) cannot be entered at its embeddings: needed are causal attention and pooling at the end token, as in CLIP. Use the policy gradient, which needs texts only')
+    lacks = get('token_embedding') is None or get('attn_mask') is None
+    if pool not in ('eos','argmax') or lacks or get('cls_emb') is not None:
+        raise ValueError(f'The text tower of {encoder.name} ({type(t).__name__}, pooling {pool}) '
+            'cannot be entered at its embeddings: needed are causal attention and pooling at the '
+            'end token, as in CLIP. Use the policy gradient, which needs texts only')
     return t,get('text_eos_id', 'eos_id') if pool=='eos' else None
 
 # %% ../../nbs/appendix/bridge.ipynb #b61cd52b
@@ -31,7 +36,8 @@ def text_ends(
     tokens:Int[Tensor,'b t'], # of the tower's own tokenizer
 )->Int[Tensor,'b']: # positions
     "Where each text ends, and its vector is read"
-    return tokens.argmax(-1) if (eos := _tower(encoder)[1]) is None else (tokens==eos).int().argmax(-1)
+    eos = _tower(encoder)[1]
+    return tokens.argmax(-1) if eos is None else (tokens==eos).int().argmax(-1)
 
 # %% ../../nbs/appendix/bridge.ipynb #72aad433
 def embed_tokens(
@@ -58,26 +64,33 @@ def encode_embeddings(
 # %% ../../nbs/appendix/bridge.ipynb #edf147db
 def token_texts(
     tokenizer:PreTrainedTokenizerBase, # the language model's
-)->tuple[list[str],Bool[Tensor,'v'],Bool[Tensor,'v']]: # lower-case text of each token; is there a space before it; is there one behind it
-    "What each token writes, wherever it stands"
-    v,special = range(len(tokenizer)),set(tokenizer.all_special_ids)
+)->tuple[list[str],Bool[Tensor,'v'],Bool[Tensor,'v']]: # text of each token; is there a space before it; behind it
+    "What each token writes, in lower case, wherever it stands"
+    v, special = range(len(tokenizer)), set(tokenizer.all_special_ids)
     decode = partial(tokenizer.batch_decode, clean_up_tokenization_spaces=False)
     alone = decode([[i] for i in v])
-    anchor = next((i for i in v if alone[i].isalpha() and len(alone[i])==1 and decode([[i,i]])[0]==2*alone[i]), None)
+    # 1) a letter that leaves no space beside itself
+    letters = [i for i in v if alone[i].isalpha() and len(alone[i])==1]
+    anchor = next((i for i in letters if decode([[i,i]])[0]==2*alone[i]), None)
+    # 2) each token behind it, and in front of it
     if anchor is None: starts = ends = [True]*len(v)
-    else: starts,ends = [o[1:2].isspace() for o in decode([[anchor,i] for i in v])],[o[-2:-1].isspace() for o in decode([[i,anchor] for i in v])]
-    texts = ['' if i in special else o.replace('\ufffd', '').strip().lower() for i,o in enumerate(alone)]
+    else:
+        starts = [o[1:2].isspace() for o in decode([[anchor,i] for i in v])]
+        ends = [o[-2:-1].isspace() for o in decode([[i,anchor] for i in v])]
+    def clean(text): return text.replace('\ufffd', '').strip().lower()
+    texts = ['' if i in special else clean(o) for i,o in enumerate(alone)]
     return texts,torch.tensor(starts),torch.tensor(ends)
 
 # %% ../../nbs/appendix/bridge.ipynb #e75c334a
 def _ids(encoder, texts, skip=0):
-    "The tower's tokens of each text up to its end, without the first `skip`; each different text once"
-    at,out = {t:i for i,t in enumerate(dict.fromkeys(texts))},[]
+    "The tower's tokens of each text up to its end, without the first `skip`"
+    at, out = {t:i for i,t in enumerate(dict.fromkeys(texts))}, []
     for i in range(0, len(at), 4096):
         rows = encoder.tokenizer(list(at)[i:i+4096])
         out += [r[skip:n].tolist() for r,n in zip(rows, text_ends(encoder, rows))]
     return [out[at[t]] for t in texts]
 
+# %% ../../nbs/appendix/bridge.ipynb #243d6368
 def _cover(piece, vocab):
     "The longest pieces of `vocab` from left to right; what it cannot spell is left out"
     out = []
@@ -91,9 +104,10 @@ def _cover(piece, vocab):
 def _kind(c): return 0 if c.isalpha() else 1 if c.isdigit() else 2 if c=='-' else 3
 
 def _breaks(encoder):
-    "Does the tower end a word between a letter, a digit, a hyphen, another sign (rows) and the next (columns)?"
+    "Does the tower end a word between letter, digit, hyphen, sign (rows) and the next (columns)?"
     pairs = list(product('a1-.', 'a1-.'))
-    apart,close = _ids(encoder, [f'a{a} {b}a' for a,b in pairs]),_ids(encoder, [f'a{a}{b}a' for a,b in pairs])
+    apart = _ids(encoder, [f'a{a} {b}a' for a,b in pairs])
+    close = _ids(encoder, [f'a{a}{b}a' for a,b in pairs])
     return torch.tensor([a==b for a,b in zip(apart, close)]).view(4, 4)
 
 def _last_word(text, breaks):
@@ -107,19 +121,25 @@ def piece_tables(
     texts:Sequence[str], # what each token writes
     encoder:OpenCLIPEncoder, # its text tower
     m:int=4, # pieces kept of a token
-)->Int[Tensor,'2 v m']: # the tower's tokens, -1 where there are no more; first the table for ends of words, then the one for insides
+)->Int[Tensor,'2 v m']: # tokens of the tower, -1 where there are no more; first for ends of words, then for insides
     "How the tower spells each token of the language model"
     tok = encoder.tokenizer
-    vocab,byte = (tok.encoder,tok.byte_encoder) if hasattr(tok, 'byte_encoder') else (tok.tokenizer.get_vocab(),None)
-    skip,breaks = len(_ids(encoder, [''])[0]),_breaks(encoder).tolist()
+    if hasattr(tok, 'byte_encoder'): vocab, byte = tok.encoder, tok.byte_encoder
+    else: vocab, byte = tok.tokenizer.get_vocab(), None
+    # 1) ends of words: the tower's own tokenizer
+    skip, breaks = len(_ids(encoder, [''])[0]), _breaks(encoder).tolist()
     final = internal = _ids(encoder, texts, skip)
+    # 2) insides, if the tower knows pieces of words: whole words, then a cover of the last one
     inner = {k:i for k,i in vocab.items() if not k.endswith('</w>')}
-    if len(inner)<len(vocab):                       # the tower knows pieces of words
+    if len(inner)<len(vocab):
+        def spell(text): return ''.join(byte[b] for b in text.encode()) if byte else text
         cut = [_last_word(t, breaks) for t in texts]
         head = _ids(encoder, [t[:n] for t,n in zip(texts, cut)], skip)
-        tail = [''.join(byte[b] for b in t[n:].encode()) if byte else t[n:] for t,n in zip(texts, cut)]
+        tail = [spell(t[n:]) for t,n in zip(texts, cut)]
         internal = [h+_cover(t, inner) for h,t in zip(head, tail)]
-    return torch.tensor([[(ids+[-1]*m)[:m] for ids in table] for table in (final, internal)], dtype=torch.int32)
+    # 3) as many pieces for each
+    tables = [[(ids+[-1]*m)[:m] for ids in table] for table in (final, internal)]
+    return torch.tensor(tables, dtype=torch.int32)
 
 # %% ../../nbs/appendix/bridge.ipynb #5ac9fbbf
 class Bridge:
@@ -129,40 +149,53 @@ class Bridge:
         encoder:OpenCLIPEncoder, # its text tower
         m:int=4, # pieces kept of a token
     ):
-        (texts,starts,ends),dev = token_texts(tokenizer),encoder.device
-        self.encoder,self.tables,self.breaks = encoder,piece_tables(texts, encoder, m).to(dev),_breaks(encoder).to(dev)
-        self.special = torch.tensor([i in tokenizer.all_special_ids for i in range(len(texts))], device=dev)
-        self.starts,self.ends = starts.to(dev)|self.special,ends.to(dev)
-        self.first,self.last = (torch.tensor([_kind(t[k]) if t else 3 for t in texts], device=dev) for k in (0,-1))
-        empty = encoder.tokenizer(['']).to(dev); n = text_ends(encoder, empty)[0]
-        self.before,self.end,self.room = empty[0,:n],empty[0,n],empty.shape[1]-1
+        # 1) what each token writes, and how the tower spells it
+        (texts,starts,ends), dev = token_texts(tokenizer), encoder.device
+        self.encoder, self.tables = encoder, piece_tables(texts, encoder, m).to(dev)
+        self.breaks = _breaks(encoder).to(dev)
+        special = [i in tokenizer.all_special_ids for i in range(len(texts))]
+        self.special = torch.tensor(special, device=dev)
+        self.starts, self.ends = starts.to(dev)|self.special, ends.to(dev)
+        def kinds(k): return torch.tensor([_kind(t[k]) if t else 3 for t in texts], device=dev)
+        self.first, self.last = kinds(0), kinds(-1)
+        # 2) what stands around a text in the tower
+        empty = encoder.tokenizer(['']).to(dev)
+        n = text_ends(encoder, empty)[0]
+        self.before, self.end, self.room = empty[0,:n], empty[0,n], empty.shape[1]-1
         self.tables[:,self.special,0] = self.end.int()
 
     def layout(self,
         tokens:Int[Tensor,'b t'], # a sampled caption
         mask:Bool[Tensor,'b t'], # its real tokens
-    )->tuple[Int[Tensor,'b t'],Int[Tensor,'b t'],Int[Tensor,'b t']]: # which table, how many slots, and the first of them
+    )->tuple[Int[Tensor,'b t'],Int[Tensor,'b t'],Int[Tensor,'b t']]: # which table, how many slots, the first of them
         "The tower's slots of each token"
         following = torch.cat([tokens[:,1:], tokens[:,:1]], 1)
         more = torch.cat([mask[:,1:], torch.zeros_like(mask[:,:1])], 1)
-        table = (more&~self.ends[tokens]&~self.starts[following]&~self.breaks[self.last[tokens],self.first[following]]).long()
+        breaks = self.breaks[self.last[tokens],self.first[following]]
+        table = (more & ~self.ends[tokens] & ~self.starts[following] & ~breaks).long()
         count = (self.tables[table,tokens]>=0).sum(-1)*(mask&~self.special[tokens])
         return table,count,len(self.before)+count.cumsum(1)-count
 
     def __call__(self,
-        weights:Float[Tensor,'b t v']|None, # one row a token, with gradient; None: the sampled tokens, without
+        weights:Float[Tensor,'b t v']|None, # one row per token, with gradient; None: the sampled tokens, without
         tokens:Int[Tensor,'b t'], # the sampled tokens, which decide the layout
         mask:Bool[Tensor,'b t'], # real tokens
     )->Float[Tensor,'b d']: # unit length
         "Embed captions"
-        table,count,at = self.layout(tokens, mask)
+        # 1) end tokens everywhere, and the tower's start in front
+        table, count, at = self.layout(tokens, mask)
         ends = (len(self.before)+count.sum(1)).clamp(max=self.room)
-        h = embed_tokens(self.encoder, self.end.repeat(len(ends), ends.max()+1)); h[:,:len(self.before)] = embed_tokens(self.encoder, self.before)
+        h = embed_tokens(self.encoder, self.end.repeat(len(ends), ends.max()+1))
+        h[:,:len(self.before)] = embed_tokens(self.encoder, self.before)
+        # 2) for each table and piece number, the slots that use it
         for f,j in product(range(2), range(self.tables.shape[-1])):
             i,k = ((table==f)&(count>j)&(at+j<self.room)).nonzero(as_tuple=True)
-            if not len(i): continue   # nobody uses this piece
-            ids = self.tables[f,:,j]; e = embed_tokens(self.encoder, ids.clamp(min=0))*(ids>=0)[:,None]
-            h = h.index_put((i,at[i,k]+j), e[tokens[i,k]] if weights is None else weights[i,k][:,:len(e)]@e)
+            if not len(i): continue
+            ids = self.tables[f,:,j]
+            e = embed_tokens(self.encoder, ids.clamp(min=0))*(ids>=0)[:,None]
+            here = e[tokens[i,k]] if weights is None else weights[i,k][:,:len(e)]@e
+            h = h.index_put((i,at[i,k]+j), here)
+        # 3) the tower behind its look-up
         return encode_embeddings(self.encoder, h, ends)
 
 # %% ../../nbs/appendix/bridge.ipynb #6a9afcec
@@ -178,7 +211,10 @@ def bridge_fidelity(
     "Agreement of bridged and re-tokenized captions"
     out = []
     for i in range(0, len(texts), batch_size):
-        tokens,mask = (o.to(encoder.device) for o in tokenize_captions(tokenizer, list(texts[i:i+batch_size])))
-        again = tokenizer.batch_decode(tokens.masked_fill(~mask, tokenizer.eos_token_id), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        out.append((bridge(None, tokens, mask)*encoder.encode_text([t.strip().lower() for t in again])).sum(-1))
+        tokens,mask = tokenize_captions(tokenizer, list(texts[i:i+batch_size]))
+        tokens,mask = tokens.to(encoder.device),mask.to(encoder.device)
+        again = tokenizer.batch_decode(tokens.masked_fill(~mask, tokenizer.eos_token_id),
+            skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        by_text = encoder.encode_text([t.strip().lower() for t in again])
+        out.append((bridge(None, tokens, mask)*by_text).sum(-1))
     return torch.cat(out)

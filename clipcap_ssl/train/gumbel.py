@@ -29,10 +29,10 @@ def gumbel_step(
     *,
     reference:Captioner=None, # the captioner it starts from (stage 1 here), frozen; needed if `kl` is not 0
     labelled:Pairs=None, # the few labelled pairs; needed if `label_weight` is not 0
-    n_samples:int=1, # captions sampled for an image
+    n_samples:int=1, # captions sampled per image
     kl:float=.1, # coefficient of the divergence from the reference
     label_weight:float=.5, # coefficient of the labelled pairs' cross-entropy
-    label_batch:int=32, # labelled pairs a step
+    label_batch:int=32, # labelled pairs per step
     temperature:float=2., # of the relaxed sample that lends its gradient
     max_new_tokens:int=24, # longest caption
 )->Callable: # a loss function for `fit`, of row numbers of `x`
@@ -42,12 +42,18 @@ def gumbel_step(
     def loss_fn(model, rows):
         model.eval()
         xs = x[rows.to(x.device)]
-        g = sample(model, xs, n_samples, seed=int(torch.randint(2**31, ())), max_new_tokens=max_new_tokens)
+        # 1) sample captions, and score them again with gradient
+        g = sample(model, xs, n_samples,
+            seed=int(torch.randint(2**31, ())), max_new_tokens=max_new_tokens)
         each = xs.repeat_interleave(n_samples, 0)
         logits = model(each, g.tokens, g.mask)
-        y = bridge(straight_through(logits, g.tokens, temperature), g.tokens, g.mask)
+        # 2) cross the bridge
+        w = straight_through(logits, g.tokens, temperature)
+        y = bridge(w, g.tokens, g.mask)
+        # 3) reward and anchors
         r = reward(y.view(len(xs), n_samples, -1), xs)
-        return anchored(-r.mean(), dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item()), model, each, g, logits)
+        stats = dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item())
+        return anchored(-r.mean(), stats, model, each, g, logits)
     return loss_fn
 
 # %% ../../nbs/16_gumbel.ipynb #3571915b
@@ -59,8 +65,8 @@ def train_gumbel(
     bank:Float[Tensor,'m d'], # features of images to be told apart from
     labelled:Pairs=None, # the few labelled pairs, for the anchor
     n_steps:int=150, # steps
-    batch_size:int=32, # photos a step
-    n_samples:int=2, # captions a photo
+    batch_size:int=32, # photos per step
+    n_samples:int=2, # captions per photo
     lr:float=1.2e-3, # of the mapping network
     lr_lm:float=4e-4, # of the language model
     kl:float=.1, # coefficient of the divergence from the start
@@ -70,9 +76,15 @@ def train_gumbel(
     max_new_tokens:int=24, # longest caption
     seed:int=0, # order of the photos, and the samples
     hooks=(), # for `fit`
-)->list[dict]: # the log: reward, divergence and tokens a caption at each step
+)->list[dict]: # the log: reward, divergence and tokens per caption at each step
     "Stage 2 by straight-through Gumbel-Softmax"
     opt = optimiser(model, lr, lr_lm)
-    reward,bridge = partial(contrastive, bank=bank, scale=scale),Bridge(model.tokenizer, encoder)
-    step = gumbel_step(x, bridge, reward, reference=frozen_copy(model) if kl else None, labelled=labelled, n_samples=n_samples, kl=kl, label_weight=label_weight, temperature=temperature, max_new_tokens=max_new_tokens)
-    return fit(model, batches(len(x), batch_size, seed), step, opt=opt, n_steps=n_steps, hooks=hooks, sched=warmup_cosine(opt, n_steps, min(10, n_steps//5)), seed=seed, desc='stage 2, gumbel')
+    reward = partial(contrastive, bank=bank, scale=scale)
+    bridge = Bridge(model.tokenizer, encoder)
+    step = gumbel_step(x, bridge, reward,
+        reference=frozen_copy(model) if kl else None, labelled=labelled,
+        n_samples=n_samples, kl=kl, label_weight=label_weight,
+        temperature=temperature, max_new_tokens=max_new_tokens)
+    sched = warmup_cosine(opt, n_steps, min(10, n_steps//5))
+    return fit(model, batches(len(x), batch_size, seed), step, opt=opt, n_steps=n_steps,
+        hooks=hooks, sched=sched, seed=seed, desc='stage 2, gumbel')

@@ -56,7 +56,7 @@ def measured(name, report, device):
     print(name, report[name], file=sys.stderr, flush=True)
 
 def clip_bpe_tokenizer():
-    "CLIP's byte pairs as a tokenizer of transformers, with one special token for both ends, as GPT-2 has"
+    "CLIP's byte pairs as a tokenizer of transformers, with one special token for both ends"
     simple = open_clip.tokenizer.SimpleTokenizer()
     merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.get)
     tok = Tokenizer(models.BPE(vocab=simple.encoder, merges=merges, end_of_word_suffix='</w>'))
@@ -99,12 +99,14 @@ def decoders_of(model, x, encoder, *, n_tokens, report, device):
         with measured(f'decode: {name}', report, device) as row:
             g = write(model, x, max_new_tokens=n_tokens)
         rows = x.repeat_interleave(len(g)//len(x), 0)
-        with torch.no_grad(): again = model.logprobs(rows, g.tokens.to(x.device), g.mask.to(x.device))
+        with torch.no_grad():
+            again = model.logprobs(rows, g.tokens.to(x.device), g.mask.to(x.device))
         difference = float((again-g.logprobs.to(again)).abs().max())
         report[f'decode: {name}']['largest_difference_to_rescoring'] = difference
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     p.add_argument('--device', default=None, help='cpu, cuda, ...; default: the fastest there is')
     p.add_argument('--batch', type=int, default=4, help='photos per step')
     p.add_argument('--tokens', type=int, default=12, help='longest caption')
@@ -161,7 +163,8 @@ def main():
         for kind,features in (('transformer', x), ('grid', grid)):
             lm,_ = load_lm(d/'gpt2', device)
             heads = 2 if a.small else 8
-            mapper = make_mapper(kind, features.shape[-1], 10, e=lm.config.hidden_size, n_heads=heads)
+            width = lm.config.hidden_size
+            mapper = make_mapper(kind, features.shape[-1], 10, e=width, n_heads=heads)
             light = Captioner(mapper, freeze(lm), tok, **known).to(device).attach(encoder)
             if kind=='grid': add_lora(light.lm).to(device)
             lora = ' with LoRA' if kind=='grid' else ''

@@ -48,7 +48,8 @@ def times(captions, references, *, judge, lm):
     cider,out['CIDEr-D, counting the references'] = timed(CiderD, references)
     _,out['CIDEr-D, the captions'] = timed(cider, texts, list(captions))
     def words():
-        for i,t in captions.items(): broken_ending(t),nouns_and_adjectives(t),coverage(t, references[i])
+        for i,t in captions.items():
+            broken_ending(t),nouns_and_adjectives(t),coverage(t, references[i])
     _,out['words: repetition to coverage'] = timed(words)
     y,out[f"{judge.name}, embedding the captions"] = timed(judge.encode_text, texts)
     noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,5 @@
-"Run a grid of experiments: every variant with every seed. Finished runs are not done again, so a grid that was interrupted goes on."
+"""Run a grid of experiments: every variant with every seed. Finished runs are not done again, so a
+grid that was interrupted goes on."""
 import json, os, subprocess, time, tomllib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -9,8 +10,12 @@ from fastcore.script import Param, call_parse
 
 def commit():
     "The last commit that changed the package, with a mark if its files differ from it"
-    def git(*args): return subprocess.run(['git', *args], cwd=Path(__file__).parent.parent, capture_output=True, text=True).stdout.strip()
-    return (git('log', '-1', '--format=%h', '--', 'clipcap_ssl') or 'unknown')+('-dirty' if git('status', '--porcelain', '--', 'clipcap_ssl') else '')
+    top = Path(__file__).parent.parent
+    def git(*args):
+        found = subprocess.run(['git', *args], cwd=top, capture_output=True, text=True)
+        return found.stdout.strip()
+    last = git('log', '-1', '--format=%h', '--', 'clipcap_ssl') or 'unknown'
+    return last+('-dirty' if git('status', '--porcelain', '--', 'clipcap_ssl') else '')
 
 
 def one(recipe, settings, out, result, keep_each, version):
@@ -25,8 +30,10 @@ def one(recipe, settings, out, result, keep_each, version):
     found = read_json(Path(out)/'scores.json')
     found['meta']['commit'] = version
     found['meta']['wall_seconds'] = round(time.time()-start, 1)
-    keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall')   # what the pages make intervals of
-    if keep_each: found['each'] = {r:{k:v for k,v in o.items() if k in keep} for r,o in read_json(Path(out)/'each.json').items()}
+    keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall')   # the pages' intervals
+    if keep_each:
+        each = read_json(Path(out)/'each.json')
+        found['each'] = {r:{k:v for k,v in o.items() if k in keep} for r,o in each.items()}
     write_text(result, json.dumps(found, ensure_ascii=False, allow_nan=False)+'\n')
     return time.time()-start
 
@@ -36,12 +43,15 @@ def jobs(grid, name, out, data, version):
     for variant,settings in grid['variants'].items():
         for seed in settings.pop('seeds', grid['seeds']):
             result = Path(data)/name/f'{variant}-seed{seed}.json'
-            if not result.is_file(): yield result.stem,(grid['recipe'], grid.get('settings', {}) | settings | {'seed': seed}, Path(out)/name/result.stem, result, grid.get('each', False), version)
+            if result.is_file(): continue
+            own = grid.get('settings', {}) | settings | {'seed': seed}
+            folder,keep_each = Path(out)/name/result.stem,grid.get('each', False)
+            yield result.stem,(grid['recipe'], own, folder, result, keep_each, version)
 
 
 @call_parse
 def main(
-    grid:str, # A grid: a TOML file with recipe, seeds, settings for all, and a table of settings for each variant
+    grid:str, # A TOML file: recipe, seeds, settings for all, a table of settings per variant
     out:str='runs/grids', # Folder of the runs
     data:str='nbs/results/data', # Folder of the results: GRID/VARIANT-seedN.json
     workers:int=2, # Experiments side by side, one thread each
@@ -55,9 +65,12 @@ def main(
     todo = list(jobs(conf, Path(grid).stem, out, data, commit()))
     print(f'{len(todo)} experiments to do', flush=True)
     failed = 0
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool, patch.dict(os.environ, TQDM_DISABLE='1', OMP_NUM_THREADS='1'):
+    pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'))
+    with pool, patch.dict(os.environ, TQDM_DISABLE='1', OMP_NUM_THREADS='1'):
         running = {pool.submit(one, *args):label for label,args in todo}
         for n,j in enumerate(as_completed(running), 1):
             try: print(f'{n}/{len(todo)} {running[j]}: {j.result():.0f} s', flush=True)
-            except Exception as e: failed += 1; print(f'{n}/{len(todo)} {running[j]} failed: {type(e).__name__}: {e}', flush=True)
+            except Exception as e:
+                failed += 1
+                print(f'{n}/{len(todo)} {running[j]} failed: {type(e).__name__}: {e}', flush=True)
     raise SystemExit(failed>0)

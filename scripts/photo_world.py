@@ -96,8 +96,11 @@ def by_length(mask, batch_size, seed):
 def next_token_step(tokens, mask, logits):
     "A loss function for `fit`: next-token cross-entropy, on as many columns as the batch needs"
     def loss_fn(model, rows):
-        m = mask[rows]; y = tokens[rows][:,:m.sum(1).max()]; m = m[:,:y.shape[1]]
-        return F.cross_entropy(logits(model, torch.cat([torch.full_like(y[:,:1], 2), y[:,:-1]], 1))[m], y[m]),{}
+        m = mask[rows]
+        y = tokens[rows][:,:m.sum(1).max()]
+        m = m[:,:y.shape[1]]
+        before = torch.cat([torch.full_like(y[:,:1], 2), y[:,:-1]], 1)
+        return F.cross_entropy(logits(model, before)[m], y[m]),{}
     return loss_fn
 
 def adamw(model, lr, wd):
@@ -129,7 +132,8 @@ def make_lm(folder, cfg, tok, texts, dev):
     opt = adamw(lm, cfg['lr'], cfg['wd'])
     fit(lm, by_length(mask, cfg['batch'], cfg['seed']), next_token_step(tokens, mask, lambda m,x: m(x).logits), opt=opt, n_steps=cfg['steps'], seed=cfg['seed'],
         sched=warmup_cosine(opt, cfg['steps'], 100), desc='training lm')
-    lm.half().save_pretrained(folder); tok_hf.save_pretrained(folder)
+    lm.half().save_pretrained(folder)
+    tok_hf.save_pretrained(folder)
     lm,tok_hf = load_lm(folder)
     return dict(sha256=weights_hash(folder/'model.safetensors'), supervision=dict(pairs=0, photos=0, sentences=len(texts)), parameters=sum(p.numel() for p in lm.parameters()),
                 dev=perplexity(lm, tok_hf, normalised(tok, [c for o in dev.captions for c in o])))

@@ -54,7 +54,9 @@ def browser(width, height, downloads):
     o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
     o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     for k in range(3):                                                # on a busy machine the browser may start too late for its driver
-        try: b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver)); break
+        try:
+            b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
+            break
         except SessionNotCreatedException:
             if k == 2: raise
     b.set_page_load_timeout(300)

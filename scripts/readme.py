@@ -45,15 +45,10 @@ def main(check):
     bad = []
     for path, data in build().items():
         file = top/path
-<<<<<<< HEAD
-        if not check: file.parent.mkdir(exist_ok=True); file.write_bytes(data)
-        elif not file.exists() or file.read_bytes() != data: bad.append(f'{path} is not what the notebooks give: run scripts/readme.py')
-=======
         if not check:
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(data)
-        elif not file.exists() or file.read_bytes() != data: bad.append(f'{path} is not what nbs/index.ipynb gives: run scripts/readme.py')
->>>>>>> h_g
+        elif not file.exists() or file.read_bytes() != data: bad.append(f'{path} is not what the notebooks give: run scripts/readme.py')
     bad += [f'README.md links to {o}, which is not there' for o in dead_links((top/'README.md').read_text(encoding='utf-8'))]
     for o in bad: print(o)
     return bool(bad)

@@ -224,50 +224,68 @@ def new_captioner(
         encoder_name=encoder.name, encoder_hash=encoder.hash)
     return model.to(getattr(encoder, 'device', 'cpu')).attach(encoder)
 
-# %% ../../nbs/09_generate.ipynb #07e7b410
+# %% ../../nbs/09_generate.ipynb #8b98950c
 import difflib
-from .decoding import Generation, decode as _engine
 from .generate import beam, best_of_n, greedy, guided, sample
 
 # %% ../../nbs/09_generate.ipynb #5186fd57
-_generate_arguments = ('do_sample','num_beams','num_return_sequences','temperature','top_k','top_p')
+_decoders = dict(greedy=greedy, sample=sample, beam=beam, guided=guided, best_of_n=best_of_n)
+_sampling = ('sample','best_of_n')   # decoders that draw
 
 def _decoder(name, n, kwargs):
     "Name of the decoder that plain `generate` arguments ask for, and the arguments that are left"
     kwargs = dict(kwargs)
-    beams,chance = kwargs.get('num_beams', 1),kwargs.pop('do_sample', None)
-    if beams==1 and name not in ('beam', None): kwargs.pop('num_beams', None)
-    if name is None and beams>1:
-        if chance: raise ValueError('num_beams with do_sample=True is not supported: choose one of them')
-        name = 'beam'
-    if name is None and chance: name = 'sample'
-    bent = [k for k in ('temperature','top_k','top_p') if k in kwargs]
-    if name is None and bent: raise ValueError(f'{bent[0]} is for samples: add do_sample=True')
-    name = name or 'greedy'
-    if name=='greedy': kwargs.pop('num_beams', None)
+    draws,beams = kwargs.pop('do_sample', None),kwargs.get('num_beams', 1)
+    # 1) plain arguments choose
+    if draws and beams>1:
+        raise ValueError('num_beams with do_sample=True is not supported: choose one of them')
+    if name is None: name = 'sample' if draws else 'beam' if beams>1 else 'greedy'
+    # 2) what contradicts the choice
+    if draws is not None and bool(draws)!=(name in _sampling):
+        raise ValueError(f"do_sample={draws} contradicts decode='{name}': leave one of them out")
+    if beams>1 and name!='beam':
+        raise ValueError(f"num_beams={beams} contradicts decode='{name}': leave one of them out")
+    if name!='beam': kwargs.pop('num_beams', None)
+    bent = [k for k in ('temperature','top_k','top_p') if k in kwargs and name not in _sampling]
+    if bent: raise ValueError(f"{bent[0]} is for samples, not for '{name}': ask for do_sample=True")
+    # 3) how many captions per photo
     if n>1 and name in ('greedy','guided'):
-        raise ValueError(f"'{name}' has one caption per photo; for {n} choose do_sample=True, num_beams={max(n, 4)} or decode='best_of_n'")
+        raise ValueError(f"'{name}' has one caption per photo; for {n} choose do_sample=True, "
+                         f"num_beams={max(n, 4)} or decode='best_of_n'")
+    if name=='beam' and n>kwargs.setdefault('num_beams', max(n, 5)):
+        raise ValueError(f"{n} captions per photo need num_beams={n} or more, not {beams}")
     return name,kwargs
 
+# %% ../../nbs/09_generate.ipynb #2699b0d6
 def _check_arguments(name, decoder, kwargs):
     "Refuse an argument that a decoder does not know"
-    known = [k for k in inspect.signature(decoder).parameters if k not in ('model','x','null','processors')]
+    inner = ('model','x','null','processors')
+    known = [k for k in inspect.signature(decoder).parameters if k not in inner]
+    plain = ['do_sample','num_beams','num_return_sequences','temperature','top_k','top_p']
     for k in kwargs:
         if k in known: continue
-        near = difflib.get_close_matches(k, [*known, *_generate_arguments], 1)
+        near = difflib.get_close_matches(k, [o for o in known+plain if o!=k], 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         raise ValueError(f"Decoding by '{name}' has no argument '{k}'; {hint}")
 
-# %% ../../nbs/09_generate.ipynb #ccb9941f
-_decoders = dict(greedy=greedy, sample=sample, beam=beam, guided=guided, best_of_n=best_of_n)
+# %% ../../nbs/09_generate.ipynb #0572ad49
+def _count(n, kwargs):
+    "Captions per photo, by our name or by `generate`'s, which is taken out of `kwargs`"
+    asked = kwargs.pop('num_return_sequences', n)
+    if n not in (1, asked):
+        raise ValueError(f'n={n} and num_return_sequences={asked}: give one of them')
+    if asked<1: raise ValueError(f'{asked} captions per photo: ask for one or more')
+    return asked
 
 def _texts(result, n_photos, n):
     "The texts of a decoder's result, checked: `n` strings for every photo"
     texts = getattr(result, 'text', result)
     if not isinstance(texts, (list,tuple)) or not all(isinstance(t, str) for t in texts):
-        raise TypeError(f'A decoder returns a Generation or a list of texts, not {type(result).__name__}')
+        kind = type(result).__name__
+        raise TypeError(f'A decoder returns a Generation or a list of texts, not {kind}')
     if len(texts)!=n*n_photos:
-        raise ValueError(f'The decoder wrote {len(texts)} captions; {n_photos} photos need {n} each, {n*n_photos} in all')
+        raise ValueError(f'The decoder wrote {len(texts)} captions; '
+                         f'{n_photos} photos need {n} each, {n*n_photos} in all')
     return list(texts)
 
 # %% ../../nbs/09_generate.ipynb #56d310f3
@@ -276,10 +294,10 @@ def caption(self:Captioner,
     photos:str|Path|Image.Image|np.ndarray|list, # a photo or several: files, images or arrays
     n:int=1, # captions per photo; more than one needs samples, beams or 'best_of_n'
     *,
-    decode:str|Callable=None, # 'greedy', 'sample', 'beam', 'guided', 'best_of_n', or (captioner, features, **kwargs) -> Generation or texts; None: what the other arguments ask for, else greedy
+    decode:str|Callable=None, # 'greedy', 'sample', 'beam', 'guided', 'best_of_n', or a function of your own
     batch_size:int=64, # photos read and embedded at a time
     urls:bool=False, # fetch photos that are addresses on the web?
-    **kwargs, # for the decoder: `num_beams`, `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `max_new_tokens`, `strength`, ...
+    **kwargs, # for the decoder: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ...
 )->str|list: # one caption per photo; where `n` is above 1, a list of captions per photo
     "Captions of photos"
     # 1) one photo or many
@@ -287,13 +305,14 @@ def caption(self:Captioner,
     todo = list(photos) if many else [photos]
     if not todo: return []
     # 2) which decoder, with which arguments
-    n = kwargs.pop('num_return_sequences', n)
+    n = _count(n, kwargs)
     if callable(decode): decoder = decode
     else:
-        if decode not in (None, *_decoders): raise ValueError(f"There is no decoder '{decode}': choose from {', '.join(_decoders)}")
+        if decode not in (None, *_decoders):
+            raise ValueError(f"There is no decoder '{decode}': choose from {', '.join(_decoders)}")
         decode,kwargs = _decoder(decode, n, kwargs)
         decoder = _decoders[decode]
-        if decode=='best_of_n': kwargs = {'encoder':self.encoder, 'n':max(8, n), 'keep':n} | kwargs
+        if decode=='best_of_n': kwargs = dict(encoder=self.encoder, n=max(8, n), keep=n) | kwargs
         elif n>1: kwargs['n'] = n
         _check_arguments(decode, decoder, kwargs)
     # 3) read, embed, write

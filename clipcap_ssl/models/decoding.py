@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Generation', 'evaluating', 'Record', 'no_repeat', 'only_known', 'decode']
 
-# %% ../../nbs/appendix/decoding.ipynb #483c872a
+# %% ../../nbs/appendix/decoding.ipynb #e18d96ba
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 from .lm import special_tokens
 
 # %% ../../nbs/appendix/decoding.ipynb #bbaec59d
@@ -35,7 +36,8 @@ class Generation:
         rows:Int[Tensor,'m'], # which captions, in which order
     )->'Generation': # with `m` rows
         "Some of the captions"
-        return Generation(self.tokens[rows], self.mask[rows], self.logprobs[rows], [self.text[i] for i in rows.tolist()])
+        text = [self.text[i] for i in rows.tolist()]
+        return Generation(self.tokens[rows], self.mask[rows], self.logprobs[rows], text)
 
 # %% ../../nbs/appendix/decoding.ipynb #b52d3e92
 def _real(
@@ -62,19 +64,21 @@ def evaluating(
 class Record:
     "Keep the log-probability of every token that is taken, before any other processor acts"
     def __init__(self): self.scores, self.taken = None, []
-    def _take(self, tokens): self.taken.append(self.scores.gather(1, tokens[:,-1:])[:,0] - self.scores.logsumexp(1))
+    def _take(self, tokens):
+        score = self.scores.gather(1, tokens[:,-1:])[:,0]
+        self.taken.append(score - self.scores.logsumexp(1))
     def __call__(self,
         tokens:Int[Tensor,'n t'], # captions so far
         scores:Float[Tensor,'n v'], # of their next tokens, as the model gives them
     )->Float[Tensor,'n v']: # unchanged
-        "Settle the last step, and keep this one's scores"
+        "Read off the last step, and keep this one's scores"
         if tokens.shape[1]: self._take(tokens)
         self.scores = scores
         return scores
     def logprobs(self,
         tokens:Int[Tensor,'n t'], # what `generate` returned
     )->Float[Tensor,'n t']: # of every token, padding included
-        "The whole account, with the last token added"
+        "All steps, with the last token added"
         self._take(tokens)
         return torch.stack(self.taken, 1)[:,:tokens.shape[1]]
 
@@ -87,8 +91,10 @@ def no_repeat(
     "Forbid what would repeat an n-gram of the caption"
     if tokens.shape[1] < n: return scores
     grams = tokens.unfold(1, n, 1)
-    seen = (grams[...,:-1] == tokens[:,None,tokens.shape[1]-n+1:]).all(-1)
-    return scores.scatter_reduce(1, grams[...,-1], torch.where(seen, -torch.inf, torch.inf), 'amin')
+    last = tokens[:,None,tokens.shape[1]-n+1:]
+    seen = (grams[...,:-1] == last).all(-1)
+    bound = torch.where(seen, -torch.inf, torch.inf)
+    return scores.scatter_reduce(1, grams[...,-1], bound, 'amin')
 
 # %% ../../nbs/appendix/decoding.ipynb #01198f3d
 def only_known(
@@ -97,7 +103,20 @@ def only_known(
     n:int, # tokens that the tokenizer has
 )->Float[Tensor,'b v']: # -inf for the others
     "Forbid rows of the table that are no token"
-    return scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= n, -torch.inf)
+    unknown = torch.arange(scores.shape[1], device=scores.device) >= n
+    return scores.masked_fill(unknown, -torch.inf)
+
+# %% ../../nbs/appendix/decoding.ipynb #49703825
+def _rules(model, tok, eos, *, no_repeat_ngram_size, repetition_penalty, min_new_tokens):
+    "The processors that all captions of a call obey"
+    rules = [partial(no_repeat, n=no_repeat_ngram_size)] if no_repeat_ngram_size else []
+    if repetition_penalty != 1:
+        rules.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+    if model.lm.get_input_embeddings().num_embeddings > len(tok):
+        rules.append(partial(only_known, n=len(tok)))
+    if min_new_tokens:
+        rules.append(MinNewTokensLengthLogitsProcessor(0, min_new_tokens, eos, device=model.device))
+    return rules
 
 # %% ../../nbs/appendix/decoding.ipynb #47f016b2
 def decode(
@@ -106,7 +125,7 @@ def decode(
     how:dict, # for transformers' `generate`: `do_sample`, `num_beams`, ...
     *,
     null:Bool[Tensor,'n']|None=None, # rows that are written without their photo; None: no row
-    processors:Sequence[Callable]=(), # change the scores of a step after the rules below; one with a method `rows(first, n)` is told which captions come
+    processors:Sequence[Callable]=(), # change scores after the rules; told its rows if it has `rows(first, n)`
     max_new_tokens:int=24, # longest caption, tokens, end token included
     min_new_tokens:int=0, # shortest caption, tokens
     no_repeat_ngram_size:int=0, # no n-gram of this length twice in a caption; 0: no such rule
@@ -114,27 +133,31 @@ def decode(
     batch_size:int=256, # captions at a time
 )->Generation: # 'n' rows
     "Captions by transformers' `generate`; the other functions say how"
-    tok, device, beams, parts = model.tokenizer, model.device, 'num_beams' in how, []
+    tok, beams, parts = model.tokenizer, 'num_beams' in how, []
     eos, pad = special_tokens(tok)
     # 1) the rules that all captions obey
-    rules = [partial(no_repeat, n=no_repeat_ngram_size)] if no_repeat_ngram_size else []
-    if repetition_penalty != 1: rules.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
-    if model.lm.get_input_embeddings().num_embeddings > len(tok): rules.append(partial(only_known, n=len(tok)))
-    if min_new_tokens: rules.append(MinNewTokensLengthLogitsProcessor(0, min_new_tokens, eos, device=device))
-    how = dict(how, max_new_tokens=min(max_new_tokens, model.room), eos_token_id=eos, pad_token_id=pad)
+    rules = _rules(model, tok, eos, no_repeat_ngram_size=no_repeat_ngram_size,
+                   repetition_penalty=repetition_penalty, min_new_tokens=min_new_tokens)
+    longest = min(max_new_tokens, model.room)
+    how = dict(how, max_new_tokens=longest, eos_token_id=eos, pad_token_id=pad)
     with evaluating(model):
         for i in range(0, len(x), batch_size):
-            # 2) write a batch
-            xs, ns = x[i:i+batch_size].to(device), None if null is None else null[i:i+batch_size]
-            prefix, record = model.prefix(xs, ns).to(model.lm.dtype), Record()
+            # 2) the prefixes of a batch
+            xs = x[i:i+batch_size].to(model.device)
+            hidden = None if null is None else null[i:i+batch_size]
+            prefix = model.prefix(xs, hidden).to(model.lm.dtype)
+            real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
+            # 3) write
+            record = Record()
             told = [p.rows(i, len(xs)) if hasattr(p, 'rows') else p for p in processors]
             steps = LogitsProcessorList([*([] if beams else [record]), *rules, *told])
-            real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
-            tokens = model.lm.generate(inputs_embeds=prefix, attention_mask=real, logits_processor=steps, **how)
-            # 3) its log-probabilities
+            tokens = model.lm.generate(inputs_embeds=prefix, attention_mask=real,
+                                       logits_processor=steps, **how)
+            # 4) log-probabilities
             mask = _real(tokens, eos)
-            per_photo = len(tokens)//len(xs)
-            if beams: logprobs = model.logprobs(xs.repeat_interleave(per_photo, 0), tokens, mask)
+            if beams:
+                per_photo = len(tokens)//len(xs)
+                logprobs = model.logprobs(xs.repeat_interleave(per_photo, 0), tokens, mask)
             else: logprobs = record.logprobs(tokens)
             parts.append((tokens, mask, logprobs.masked_fill(~mask, 0.)))
     return _join(parts, pad, tok)
@@ -142,8 +165,10 @@ def decode(
 # %% ../../nbs/appendix/decoding.ipynb #97c71287
 def _join(parts, pad, tok):
     "One `Generation` of the (tokens, mask, logprobs) of several batches"
-    t = max(p[0].shape[1] for p in parts)
-    def stack(ps, value): return torch.cat([F.pad(p, (0, t-p.shape[1]), value=value) for p in ps])
-    tokens, mask, logprobs = [stack(ps, value) for ps,value in zip(zip(*parts), (pad, False, 0.))]
+    t = max(tokens.shape[1] for tokens,_,_ in parts)
+    def stack(rows, value):
+        return torch.cat([F.pad(o, (0, t-o.shape[1]), value=value) for o in rows])
+    tokens, mask, logprobs = zip(*parts)
+    tokens, mask, logprobs = stack(tokens, pad), stack(mask, False), stack(logprobs, 0.)
     text = tok.batch_decode(tokens.masked_fill(~mask, tok.eos_token_id), skip_special_tokens=True)
     return Generation(tokens.masked_fill(~mask, pad), mask, logprobs, [s.strip() for s in text])

@@ -42,7 +42,8 @@ class RowNoise:
         n:int, # captions in it
     )->'RowNoise': # itself
         "Begin a batch"
-        self.chance = [torch.Generator().manual_seed((self.seed*1_000_003+r)%2**31) for r in range(first, first+n)]
+        seeds = [(self.seed*1_000_003+row)%2**31 for row in range(first, first+n)]
+        self.chance = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self
 
     def __call__(self,
@@ -50,7 +51,9 @@ class RowNoise:
         scores:Float[Tensor,'n v'], # of their next tokens
     )->Float[Tensor,'n v']: # with noise
         "Add noise to every score"
-        noise = torch.stack([-torch.empty(scores.shape[1]).exponential_(generator=g).log() for g in self.chance])
+        v = scores.shape[1]
+        waits = [torch.empty(v).exponential_(generator=gen) for gen in self.chance]
+        noise = -torch.stack(waits).log()
         return scores + noise.to(scores)
 
 # %% ../../nbs/09_generate.ipynb #41c753b6
@@ -68,12 +71,16 @@ def sample(
     **kwargs, # lengths, no-repeat rule and batch size: see `decode`
 )->Generation: # b*n rows, those of an image together
     "Tokens drawn by chance"
+    # 1) what bends the distribution
     bend = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
     if top_k: bend.append(TopKLogitsWarper(top_k))
     if top_p < 1: bend.append(TopPLogitsWarper(top_p))
+    # 2) who draws: `generate`, or noise of each row's own
     how = dict(do_sample=True, top_k=0)
     if by_row: bend, how = [*bend, RowNoise(seed)], dict(do_sample=False)
-    with torch.random.fork_rng([model.device] if model.device.type=='cuda' else []):
+    # 3) draw, and leave torch's random numbers as they were
+    devices = [model.device] if model.device.type=='cuda' else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return decode(model, x.repeat_interleave(n, 0), how, processors=bend, **kwargs)
 
@@ -91,7 +98,8 @@ def beam(
 )->Generation: # b*n rows, those of an image together
     "The likeliest captions that beam search finds"
     if num_beams == 1: return greedy(model, x, batch_size=batch_size, **kwargs)
-    how = dict(do_sample=False, num_beams=num_beams, num_return_sequences=n, length_penalty=length_penalty)
+    how = dict(do_sample=False, num_beams=num_beams, num_return_sequences=n)
+    how['length_penalty'] = length_penalty
     return decode(model, x, how, batch_size=batch_size, **kwargs)
 
 # %% ../../nbs/09_generate.ipynb #cd598bb7
@@ -102,7 +110,8 @@ def guide(
 )->Float[Tensor,'b v']: # both rows of a pair alike
     "Mix the scores of each pair: `null + strength*(image - null)`"
     image, null = scores[::2], scores[1::2]
-    mixed = torch.lerp(null, image, strength).masked_fill(image.isneginf(), -torch.inf)
+    mixed = torch.lerp(null, image, strength)   # exact at 0 and at 1
+    mixed = mixed.masked_fill(image.isneginf(), -torch.inf)   # what a rule forbids stays forbidden
     return mixed.repeat_interleave(2, 0)
 
 # %% ../../nbs/09_generate.ipynb #1b620a44
@@ -117,9 +126,8 @@ def guided(
 )->Generation: # 'b' rows
     "Greedy decoding with classifier-free guidance"
     null = torch.tensor([False,True], device=model.device).repeat(len(x))
-    mix = partial(guide, strength=strength)
-    both = x.repeat_interleave(2, 0)
-    g = decode(model, both, dict(do_sample=False), null=null, processors=[mix], batch_size=2*batch_size, **kwargs)
+    g = decode(model, x.repeat_interleave(2, 0), dict(do_sample=False), null=null,
+               processors=[partial(guide, strength=strength)], batch_size=2*batch_size, **kwargs)
     return g[torch.arange(0, len(g), 2)]
 
 # %% ../../nbs/09_generate.ipynb #8821129d
@@ -137,11 +145,17 @@ def best_of_n(
 )->Generation: # b*keep rows, those of an image together
     "Of `n` sampled captions, those that the encoder finds most similar to the image"
     if keep > n: raise ValueError(f'The best {keep} of {n} captions: sample more')
+    # 1) sample
     g = sample(model, x, n, **kwargs)
-    first = {t:i for i,t in enumerate(dict.fromkeys(g.text))}
-    y = encoder.encode_text(list(first))[[first[t] for t in g.text]]
+    # 2) embed each text once
+    first = {text:i for i,text in enumerate(dict.fromkeys(g.text))}
+    y = encoder.encode_text(list(first))[[first[text] for text in g.text]]
+    # 3) score
     x = pooled(x if x_rerank is None else x_rerank, y.shape[1]).to(y)
     score = torch.einsum('bd,bnd->bn', x, y.unflatten(0, (len(x), n)))
-    if lm_weight: score = score + lm_weight*(g.logprobs.sum(1)/g.mask.sum(1)).to(y).view(score.shape)
+    if lm_weight:
+        per_token = g.logprobs.sum(1)/g.mask.sum(1)
+        score = score + lm_weight*per_token.to(y).view(score.shape)
+    # 4) keep the best
     best = score.argmax(1, keepdim=True) if keep==1 else score.topk(keep, dim=1).indices
     return g[(torch.arange(len(x))[:,None]*n + best.cpu()).flatten()]

@@ -4,38 +4,43 @@
 
 # %% auto #0
 __all__ = ['web_pairs', 'scene_tokenizer', 'new_encoder', 'contrastive_step', 'save_encoder', 'train_encoder', 'sentences',
-           'lm_step', 'train_lm', 'foil_report', 'build_world', 'clipcap_pretrain']
+           'lm_step', 'train_lm', 'foil_report', 'build_world']
 
-# %% ../../nbs/appendix/pretrain.ipynb #9b6edff2
-import random, time, tomllib
+# %% ../../nbs/appendix/pretrain.ipynb #88bf65d0
+import random, time
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from fastcore.script import call_parse
 from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from ..core import asset_path, default_device, progress, set_seed, write_json
+from ..core import default_device, progress, set_seed, write_json
 from ..models.lm import tokenize_captions, token_logprobs
-from ..models.encoder import contrastive_loss, foil_accuracy, load_encoder, open_clip, weights_hash
-from ..data.scenes import ToyScenes, alt_text, attributes, describe, sample_scene, vocabulary
+from ..data.features import encode_dataset
+from ..models.encoder import contrastive_loss, foil_accuracy, load_encoder
+from ..models.encoder import open_clip, weights_hash
+from ..data.scenes import ToyScenes, alt_text, attributes, describe
+from ..data.scenes import sample_scene, vocabulary
 from ..data.painter import draw_scene
 from .loop import batches, fit, warmup_cosine
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast   # after clipcap_ssl.encoder, which mends torchvision
+# transformers comes after our encoder module, which mends torchvision
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/appendix/pretrain.ipynb #6a840fe7
 def web_pairs(
     n:int, # how many scenes
     seed:int, # which ones
-    n_texts:int=4, # texts a scene
+    n_texts:int=4, # texts per scene
     *,
     mismatched:float=.06, # share of texts that belong to another scene
 )->tuple[UInt8[Tensor,'n 64 64 3'],list[list[str]]]: # drawings and their texts
     "Drawn scenes with noisy web-like texts"
     scenes = [sample_scene(random.Random(f'web {seed} {i}')) for i in range(n)]
     rng = random.Random(f'texts {seed}')
-    texts = [[alt_text(rng.choice(scenes) if rng.random()<mismatched else s, rng) for _ in range(n_texts)] for s in scenes]
-    images = np.stack([np.asarray(draw_scene(s, f'web {seed} {i}')) for i,s in enumerate(progress(scenes, 'drawing scenes'))])
+    def text(scene): return alt_text(rng.choice(scenes) if rng.random()<mismatched else scene, rng)
+    texts = [[text(scene) for _ in range(n_texts)] for scene in scenes]
+    drawn = enumerate(progress(scenes, 'drawing scenes'))
+    images = np.stack([np.asarray(draw_scene(scene, f'web {seed} {i}')) for i,scene in drawn])
     return torch.from_numpy(images),texts
 
 # %% ../../nbs/appendix/pretrain.ipynb #36573d0e
@@ -45,10 +50,14 @@ def scene_tokenizer(
 )->PreTrainedTokenizerFast: # <pad> is 0, <unk> 1, <eos> 2; words are what stands between spaces
     "A word-level tokenizer in transformers' format"
     specials = ['<pad>','<unk>','<eos>']
-    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(specials+words)}, unk_token='<unk>'))
+    ids = {w:i for i,w in enumerate(specials+words)}
+    tok = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
     tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if end: tok.post_processor = processors.TemplateProcessing(single='$A <eos>', special_tokens=[('<eos>', 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<pad>', unk_token='<unk>', eos_token='<eos>')
+    if end:
+        ending = processors.TemplateProcessing(single='$A <eos>', special_tokens=[('<eos>', 2)])
+        tok.post_processor = ending
+    names = dict(pad_token='<pad>', unk_token='<unk>', eos_token='<eos>')
+    return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
 
 # %% ../../nbs/appendix/pretrain.ipynb #66c20cc4
 def new_encoder(
@@ -59,9 +68,12 @@ def new_encoder(
     preprocess_cfg:dict=None, # OpenCLIP's: mean, std, size, resize_mode
 )->torch.nn.Module: # randomly initialised
     "Start an encoder folder and make its model"
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    text = dict(model_cfg['text_cfg'], vocab_size=len(tokenizer), hf_tokenizer_name='.', pool_type='eos', eos_id=tokenizer.eos_token_id)
-    cfg = dict(model_cfg=dict(model_cfg, text_cfg=text), preprocess_cfg=preprocess_cfg or dict(mean=[.5]*3, std=[.25]*3))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = dict(model_cfg['text_cfg'], vocab_size=len(tokenizer), hf_tokenizer_name='.',
+                pool_type='eos', eos_id=tokenizer.eos_token_id)
+    preprocess_cfg = preprocess_cfg or dict(mean=[.5]*3, std=[.25]*3)
+    cfg = dict(model_cfg=dict(model_cfg, text_cfg=text), preprocess_cfg=preprocess_cfg)
     write_json(folder/'open_clip_config.json', cfg)
     tokenizer.save_pretrained(folder)
     return open_clip.CLIP(**cfg['model_cfg'])
@@ -78,11 +90,15 @@ def contrastive_step(
     "A loss function for `fit`: one random text for each image of the batch"
     def loss_fn(model, rows):
         dev = model.logit_scale.device
+        # 1) images, preprocessed
         im = pixels[rows].to(dev).permute(0,3,1,2).float().div(255).sub(mean).div(std)
+        # 2) one text of each
         which = torch.randint(len(tokens), (len(rows),))
         txt = torch.stack([tokens[w][r] for w,r in zip(which, rows)]).to(dev)
+        # 3) similarities
         scale = model.logit_scale.clamp(max=max_scale).exp()
-        x,y = (F.normalize(o.float(), dim=-1) for o in (model.encode_image(im), model.encode_text(txt)))
+        x = F.normalize(model.encode_image(im).float(), dim=-1)
+        y = F.normalize(model.encode_text(txt).float(), dim=-1)
         return contrastive_loss(x, y, scale),dict(scale=scale.item())
     return loss_fn
 
@@ -94,7 +110,8 @@ def save_encoder(
     "Save an encoder's weights as half-precision safetensors"
     path = Path(folder)/'open_clip_model.safetensors'
     with torch.no_grad(): model.logit_scale.clamp_(max=4.4)
-    save_file({k:(v.half() if v.is_floating_point() else v).cpu().contiguous() for k,v in model.state_dict().items()}, path)
+    def small(v): return (v.half() if v.is_floating_point() else v).cpu().contiguous()
+    save_file({k:small(v) for k,v in model.state_dict().items()}, path)
     return weights_hash(path)
 
 # %% ../../nbs/appendix/pretrain.ipynb #305e6b9c
@@ -105,17 +122,26 @@ def train_encoder(
 )->str: # SHA-256 of the weights
     "Train an encoder of the small world by its recipe"
     device = device or default_device()
+    # 1) data and model
     pixels,texts = web_pairs(cfg['pairs'], cfg['data_seed'], mismatched=cfg.get('mismatched', .06))
     tok = scene_tokenizer(vocabulary(), end=True)
     set_seed(cfg['seed'])
     model = new_encoder(folder, cfg['model'], tok).to(device)
-    t = cfg['model']['text_cfg']['context_length']
-    tokens = [tok([o[j] for o in texts], padding='max_length', truncation=True, max_length=t, return_tensors='pt').input_ids for j in range(4)]
-    decay = [[p for p in model.parameters() if (p.ndim>1)==w] for w in (True, False)]
-    opt = torch.optim.AdamW([dict(params=decay[0], weight_decay=cfg['wd']), dict(params=decay[1], weight_decay=0.)], lr=cfg['lr'])
     with torch.no_grad(): model.logit_scale.fill_(3.)
-    fit(model, batches(len(pixels), cfg['batch'], cfg['seed']), contrastive_step(pixels, tokens), opt=opt, n_steps=cfg['steps'], seed=cfg['seed'],
-        sched=warmup_cosine(opt, cfg['steps'], cfg['warmup']), desc=f'training {Path(folder).name}')
+    # 2) tokens of each variant of the texts
+    same = dict(padding='max_length', truncation=True, return_tensors='pt',
+                max_length=cfg['model']['text_cfg']['context_length'])
+    tokens = [tok([variants[j] for variants in texts], **same).input_ids for j in range(4)]
+    # 3) weight decay for matrices only
+    matrices = [p for p in model.parameters() if p.ndim>1]
+    others = [p for p in model.parameters() if p.ndim<=1]
+    groups = [dict(params=matrices, weight_decay=cfg['wd']), dict(params=others, weight_decay=0.)]
+    opt = torch.optim.AdamW(groups, lr=cfg['lr'])
+    # 4) train
+    sched = warmup_cosine(opt, cfg['steps'], cfg['warmup'])
+    loader = batches(len(pixels), cfg['batch'], cfg['seed'])
+    fit(model, loader, contrastive_step(pixels, tokens), opt=opt, n_steps=cfg['steps'], sched=sched,
+        seed=cfg['seed'], desc=f'training {Path(folder).name}')
     return save_encoder(folder, model.cpu())
 
 # %% ../../nbs/appendix/pretrain.ipynb #50b4ea45
@@ -132,10 +158,11 @@ def lm_step(
     tokens:Tensor, # 'n t', ended and padded
     mask:Tensor, # 'n t', true on real tokens
 ):
-    "A loss function for `fit`: next-token cross-entropy, the end token standing before the first word"
+    "A loss function for `fit`: next-token cross-entropy, beginning after an end token"
     def loss_fn(model, rows):
         y,m = tokens[rows].to(model.device),mask[rows].to(model.device)
-        logits = model(torch.cat([torch.full_like(y[:,:1], model.config.eos_token_id), y[:,:-1]], 1)).logits
+        begin = torch.full_like(y[:,:1], model.config.eos_token_id)
+        logits = model(torch.cat([begin, y[:,:-1]], 1)).logits
         return -(token_logprobs(logits, y)*m).sum()/m.sum(),{}
     return loss_fn
 
@@ -147,24 +174,34 @@ def train_lm(
 )->str: # SHA-256 of the weights
     "Train the small world's language model by its recipe"
     folder,device = Path(folder),device or default_device()
+    # 1) data
     tok = scene_tokenizer(vocabulary())
     tokens,mask = tokenize_captions(tok, sentences(cfg['sentences'], cfg['data_seed']))
+    # 2) model
     set_seed(cfg['seed'])
-    lm = GPT2LMHeadModel(GPT2Config(vocab_size=len(tok), n_positions=64, n_embd=cfg['width'], n_layer=cfg['layers'], n_head=cfg['heads'],
-                                    resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=2, eos_token_id=2, pad_token_id=0)).to(device)
+    config = GPT2Config(vocab_size=len(tok), n_positions=64, n_embd=cfg['width'],
+                        n_layer=cfg['layers'], n_head=cfg['heads'],
+                        resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.,
+                        bos_token_id=2, eos_token_id=2, pad_token_id=0)
+    lm = GPT2LMHeadModel(config).to(device)
+    # 3) train
     opt = torch.optim.AdamW(lm.parameters(), lr=cfg['lr'], weight_decay=.01)
-    fit(lm, batches(len(tokens), cfg['batch'], cfg['seed']), lm_step(tokens, mask), opt=opt, n_steps=cfg['steps'], sched=warmup_cosine(opt, cfg['steps'], 50), desc=f'training {folder.name}')
-    lm.cpu().half().save_pretrained(folder); tok.save_pretrained(folder)
+    sched = warmup_cosine(opt, cfg['steps'], 50)
+    loader = batches(len(tokens), cfg['batch'], cfg['seed'])
+    fit(lm, loader, lm_step(tokens, mask), opt=opt, n_steps=cfg['steps'], sched=sched,
+        desc=f'training {folder.name}')
+    # 4) save
+    lm.cpu().half().save_pretrained(folder)
+    tok.save_pretrained(folder)
     return weights_hash(folder/'model.safetensors')
 
 # %% ../../nbs/appendix/pretrain.ipynb #542bfa04
 def foil_report(
     encoder, # from `load_encoder`
-    n:int=1500, # scenes a set
+    n:int=1500, # scenes per set
     seed:int=9000, # which scenes
 )->dict: # set -> attribute -> share of foils seen through
     "Foil accuracy on scenes with seen and with held-out pairs of colour and shape"
-    from clipcap_ssl.data.features import encode_dataset
     out = {}
     for name,unseen in (('seen',False), ('held_out',True)):
         ds = ToyScenes(n, seed+unseen, unseen)
@@ -181,28 +218,25 @@ def build_world(
     device:torch.device=None, # where to train
 )->dict: # name -> what is in recipe.json
     "Train the models of a small world"
-    out,done,names = Path(out),{},[*recipe['encoder'], *(['toy-lm'] if 'lm' in recipe else [])]
-    if only not in (None, *names): raise ValueError(f"There is no model '{only}'; models: {' '.join(names)}")
-    for name,cfg,make in [*((k, c, train_encoder) for k,c in recipe['encoder'].items()), ('toy-lm', recipe.get('lm'), train_lm)]:
-        if only not in (None, name) or cfg is None: continue
-        t = time.perf_counter()
+    # 1) what there is to train
+    jobs = [(name, cfg, train_encoder) for name,cfg in recipe['encoder'].items()]
+    if recipe.get('lm') is not None: jobs.append(('toy-lm', recipe['lm'], train_lm))
+    names = [name for name,_,_ in jobs]
+    if only not in (None, *names):
+        raise ValueError(f"There is no model '{only}'; models: {' '.join(names)}")
+    out,done = Path(out),{}
+    for name,cfg,make in jobs:
+        if only not in (None, name): continue
+        # 2) train
+        start = time.perf_counter()
         h = make(out/name, cfg, device)
-        info = dict(recipe=cfg, sha256=h, seconds=round(time.perf_counter()-t), device=str(device or default_device()), torch=torch.__version__)
-        info['supervision'] = dict(sentences=cfg['sentences']) if make is train_lm else dict(pairs=4*cfg['pairs'], photos=cfg['pairs'])
-        if make is train_encoder: info['foils'] = foil_report(load_encoder(f'open_clip:{out/name}'))
-        write_json(out/name/'recipe.json', info); done[name] = info
+        # 3) say what it is
+        info = dict(recipe=cfg, sha256=h, seconds=round(time.perf_counter()-start),
+                    device=str(device or default_device()), torch=torch.__version__)
+        if make is train_lm: info['supervision'] = dict(sentences=cfg['sentences'])
+        else:
+            info['supervision'] = dict(pairs=4*cfg['pairs'], photos=cfg['pairs'])
+            info['foils'] = foil_report(load_encoder(f'open_clip:{out/name}'))
+        write_json(out/name/'recipe.json', info)
+        done[name] = info
     return done
-
-# %% ../../nbs/appendix/pretrain.ipynb #30800f16
-@call_parse
-def clipcap_pretrain(
-    out:str='toy_world', # Folder to write the models to
-    recipe:str=None, # A recipe file; default: the one that ships with the package
-    only:str=None, # Train only this one: toy, toy-judge or toy-lm
-    *,
-    device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
-):
-    "Train the small world's encoders and language model anew"
-    path = Path(recipe) if recipe else asset_path('..')/'recipes'/'toy_world.toml'
-    done = build_world(tomllib.loads(path.read_text(encoding='utf-8')), out, only, device=device and torch.device(device))
-    for name,info in done.items(): print(name, info['sha256'][:12], f"{info['seconds']} s", info.get('foils', ''))

@@ -33,12 +33,18 @@ def text_step(
     noise:float=.6, # sigma: length of the noise, beside vectors of length one
     p_null:float=.1, # share of rows that get the null prefix
 )->Callable: # a loss function for `fit`, of row numbers
-    "Cross-entropy of texts after their own noisy embeddings (CapDec, Nukrai et al. 2022)"
+    "Cross-entropy of texts after their own noisy embeddings (CapDec)"
     def loss_fn(model, rows):
-        rows = rows.to(data.x.device); mask = data.mask[rows]
-        x = data.x[rows]; x = F.normalize(x+noise*torch.randn_like(x)/x.shape[1]**.5, dim=-1)
+        rows = rows.to(data.x.device)
+        # 1) noisy embeddings, of unit length
+        x = data.x[rows]
+        x = F.normalize(x+noise*torch.randn_like(x)/x.shape[1]**.5, dim=-1)
+        # 2) their texts, padded to the longest of the batch
+        mask = data.mask[rows]
         t = int(mask.sum(1).max())
-        return caption_loss(model, x, data.tokens[rows,:t], mask=mask[:,:t], null=null_rows(len(rows), p_null).to(x.device)),{}
+        tokens,mask = data.tokens[rows,:t],mask[:,:t]
+        null = null_rows(len(rows), p_null).to(x.device)
+        return caption_loss(model, x, tokens, mask=mask, null=null),{}
     return loss_fn
 
 # %% ../../nbs/appendix/text_only.ipynb #92d3a987
@@ -49,7 +55,7 @@ def train_text_only(
     *,
     x:Float[Tensor,'m d'], # features of images, for their mean
     n_steps:int=600, # training steps
-    batch_size:int=64, # sentences a step
+    batch_size:int=64, # sentences per step
     noise:float=.6, # length of the noise, beside vectors of length one
     lr:float=3e-3, # of the mapping network
     lr_lm:float=1e-3, # of the language model
@@ -58,7 +64,10 @@ def train_text_only(
 )->list[dict]: # the log
     "Learn to decode the text tower"
     if not len(texts): raise ValueError('A start from text needs sentences')
-    tokens,mask = (o.to(x.device) for o in tokenize_captions(model.tokenizer, list(texts), max_length))
+    tokens,mask = tokenize_captions(model.tokenizer, list(texts), max_length)
+    data = Pairs(text_as_image(encoder, texts, x), tokens.to(x.device), mask.to(x.device))
     opt = optimiser(model, lr, lr_lm)
-    return fit(model, batches(len(texts), batch_size, seed), text_step(Pairs(text_as_image(encoder, texts, x), tokens, mask), noise), opt=opt, n_steps=n_steps,
-               sched=warmup_cosine(opt, n_steps, min(20, n_steps//10)), seed=seed, desc='start from text')
+    sched = warmup_cosine(opt, n_steps, min(20, n_steps//10))
+    loader = batches(len(texts), batch_size, seed)
+    return fit(model, loader, text_step(data, noise), opt=opt, n_steps=n_steps, sched=sched,
+               seed=seed, desc='start from text')

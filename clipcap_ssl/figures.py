@@ -6,49 +6,78 @@
 __all__ = ['palette', 'use_style', 'show_captions']
 
 # %% ../nbs/appendix/figures.ipynb #984c8698
-palette = dict(stage1='#999999', stage2_expert='#009E73', stage2_policy='#0072B2', stage2_gumbel='#56B4E9', abstract='#E69F00',
-               naive='#D55E00', full='#000000', guided='#CC79A7', best_of_n='#F0E442', human='#5D4037')
+palette = dict(
+    stage1='#999999',
+    stage2_expert='#009E73',
+    stage2_policy='#0072B2',
+    stage2_gumbel='#56B4E9',
+    abstract='#E69F00',
+    naive='#D55E00',
+    full='#000000',
+    guided='#CC79A7',
+    best_of_n='#F0E442',
+    human='#5D4037')
 
 # %% ../nbs/appendix/figures.ipynb #a004783b
 def use_style():
     "Matplotlib settings of all our figures"
     import matplotlib.pyplot as plt
-    plt.rcParams.update({'figure.dpi': 80, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25,
-                         'axes.prop_cycle': plt.cycler(color=['#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000']),
-                         'image.interpolation': 'nearest', 'legend.frameon': False})
+    colours = ['#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000']
+    plt.rcParams.update({
+        'figure.dpi': 80,
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'axes.grid': True,
+        'grid.alpha': .25,
+        'axes.prop_cycle': plt.cycler(color=colours),
+        'image.interpolation': 'nearest',
+        'legend.frameon': False})
 
 # %% ../nbs/appendix/figures.ipynb #d038ae69
 def _draw_words(ax, text, y, *, label, colour, wrong, width):
-    "Write `label: text` under an image from height `y` down, wrapped at `width` characters; returns the height below it"
+    "Write `label: text` under an image from height `y` down; returns the height below it"
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
-    lines, line, n = [], [TextArea(f'{label}:', textprops=dict(color=colour, weight='bold', size=8, parse_math=False))], len(label)+1
+    def area(word, **look): return TextArea(word, textprops=dict(size=8, parse_math=False, **look))
+    # 1) words into rows of at most `width` characters
+    rows, row, n = [], [area(f'{label}:', color=colour, weight='bold')], len(label)+1
     for w in text.split():
-        if n+len(w) > width: lines.append(line); line, n = [], 0
-        line.append(TextArea(w, textprops=dict(color='#C00000' if w.strip('.,') in wrong else '#222222', size=8, parse_math=False))); n += len(w)+1
-    rows = [HPacker(children=l, pad=0, sep=3) for l in lines+[line]]
-    box = VPacker(children=rows, pad=0, sep=1)
-    ax.add_artist(AnnotationBbox(box, (0, y), xycoords='axes fraction', box_alignment=(0,1), frameon=False, pad=0))
-    return y - .07*len(rows) - .035
+        if n+len(w) > width:
+            rows.append(row)
+            row, n = [], 0
+        row.append(area(w, color='#C00000' if w.strip('.,') in wrong else '#222222'))
+        n += len(w)+1
+    # 2) rows into a box under the image
+    packed = [HPacker(children=row, pad=0, sep=3) for row in rows+[row]]
+    box = VPacker(children=packed, pad=0, sep=1)
+    ax.add_artist(AnnotationBbox(box, (0, y), xycoords='axes fraction', box_alignment=(0,1),
+                                 frameon=False, pad=0))
+    return y - .07*len(packed) - .035
 
 # %% ../nbs/appendix/figures.ipynb #963e063f
 def show_captions(
     images:list, # PIL images
-    captions:dict, # name of a captioner -> a caption an image
-    wrong:dict=None, # name of a captioner -> a set of wrong words an image, drawn red
+    captions:dict, # name of a captioner -> one caption per image
+    wrong:dict=None, # name of a captioner -> one set of wrong words per image, drawn red
     *,
     n_cols:int=4, # images in a row
 ):
     "Images with the captions of several captioners under each; returns the figure"
     import matplotlib.pyplot as plt
+    # 1) a grid with room for the captions
     n_cols = min(n_cols, len(images))
     n_rows = -(-len(images)//n_cols)
     height = 2.4 + .42*len(captions)
     fig, axs = plt.subplots(n_rows, n_cols, figsize=(2.9*n_cols, height*n_rows), squeeze=False)
-    fig.subplots_adjust(left=.01, right=.99, top=.99, bottom=.42*len(captions)/height/n_rows+.01, hspace=.25*len(captions), wspace=.12)
+    bottom = .42*len(captions)/height/n_rows+.01
+    fig.subplots_adjust(left=.01, right=.99, top=.99, bottom=bottom, hspace=.25*len(captions),
+                        wspace=.12)
     for ax in axs.flat: ax.axis('off')
+    # 2) each image, and its captions from the top down
     for i,(ax,im) in enumerate(zip(axs.flat, images)):
-        ax.imshow(im); y = -.04
+        ax.imshow(im)
+        y = -.04
         for row,texts in captions.items():
             bad = wrong[row][i] if wrong and row in wrong else ()
-            y = _draw_words(ax, texts[i], y, label=row, colour=palette.get(row, '#222222'), wrong=bad, width=36)
+            colour = palette.get(row, '#222222')
+            y = _draw_words(ax, texts[i], y, label=row, colour=colour, wrong=bad, width=36)
     return fig

@@ -10,10 +10,13 @@ import base64, io
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
-from ..figures import palette, show_captions
 from ..core import write_text
-from .evaluate import Scores, ranked
+from ..figures import palette, show_captions
+
+# %% ../../nbs/appendix/gallery.ipynb #495c8d39
+if TYPE_CHECKING: from clipcap_ssl.report.evaluate import Scores
 
 # %% ../../nbs/appendix/gallery.ipynb #3d2a01a6
 def gallery(
@@ -34,7 +37,8 @@ def gallery(
     red = wrong and {k:[wrong(i, caps[i]) for i in ids] for k,caps in rows.items()}
     fig = show_captions([images[i] for i in ids], texts, wrong=red)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, bbox_inches='tight'); plt.close(fig)
+    fig.savefig(path, dpi=110, bbox_inches='tight')
+    plt.close(fig)
     return Path(path)
 
 # %% ../../nbs/appendix/gallery.ipynb #43c36eb6
@@ -43,32 +47,73 @@ def data_uri(
     size:int=384, # longest side, pixels
 )->str: # JPEG
     "A picture as text that a page can hold"
-    im = ImageOps.exif_transpose(image).convert('RGB'); im.thumbnail((size,size))
-    buf = io.BytesIO(); im.save(buf, 'JPEG', quality=95 if max(im.size)<=128 else 88, subsampling=0)      # drawings are small and have edges
+    im = ImageOps.exif_transpose(image).convert('RGB')
+    im.thumbnail((size,size))
+    quality = 95 if max(im.size)<=128 else 88      # drawings are small and have edges
+    buf = io.BytesIO()
+    im.save(buf, 'JPEG', quality=quality, subsampling=0)
     return 'data:image/jpeg;base64,'+base64.b64encode(buf.getvalue()).decode()
 
 # %% ../../nbs/appendix/gallery.ipynb #2ea82b72
 def _marked(text, wrong):
     "A caption as HTML, its wrong words marked"
-    return ' '.join(f'<b>{escape(w)}</b>' if w.strip('.,') in wrong else escape(w) for w in text.split()) or '(nothing)'
+    words = [f'<b>{escape(w)}</b>' if w.strip('.,') in wrong else escape(w) for w in text.split()]
+    return ' '.join(words) or '(nothing)'
 
 def _card(id, image, rows, *, value, wrong):
     "One photo and its captions as HTML"
-    said = ''.join(f'<dt style="border-color:{palette.get(k, "#888")}">{escape(k)}</dt><dd>{_marked(c[id], wrong(id, c[id]) if wrong else ())}</dd>' for k,c in rows.items())
-    return f'<figure><img src="{data_uri(image(id), 256)}" alt="{escape(id)}"><figcaption>{escape(id)} <i>{escape(value)}</i><dl>{said}</dl></figcaption></figure>'
+    said = ''
+    for k,captions in rows.items():
+        marked = _marked(captions[id], wrong(id, captions[id]) if wrong else ())
+        colour = palette.get(k, '#888')
+        said += f'<dt style="border-color:{colour}">{escape(k)}</dt><dd>{marked}</dd>'
+    picture = f'<img src="{data_uri(image(id), 256)}" alt="{escape(id)}">'
+    text = f'{escape(id)} <i>{escape(value)}</i><dl>{said}</dl>'
+    return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'
 
 # %% ../../nbs/appendix/gallery.ipynb #87e6cd3e
-_page = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Captions</title><style>:root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;max-width:76em;margin:1.5em auto;padding:0 1em}
-main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:1.2em}figure{margin:0}img{width:100%;border-radius:4px}dl{margin:.3em 0}dt{font-size:.8em;font-weight:600;margin-top:.45em;border-left:.5em solid;padding-left:.4em}
-dd{margin:0;overflow-wrap:anywhere}b{color:#d33}i{opacity:.7;font-style:normal;float:right}figcaption{font-size:.92em}</style>"""
+_page = """<!DOCTYPE html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Captions</title>
+<style>:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;max-width:76em;margin:1.5em auto;padding:0 1em}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:1.2em}
+figure{margin:0}img{width:100%;border-radius:4px}dl{margin:.3em 0}
+dt{font-size:.8em;font-weight:600;margin-top:.45em;
+ border-left:.5em solid;padding-left:.4em}
+dd{margin:0;overflow-wrap:anywhere}b{color:#d33}
+i{opacity:.7;font-style:normal;float:right}figcaption{font-size:.92em}</style>"""
 
+
+# %% ../../nbs/appendix/gallery.ipynb #645f07bb
+def _parts(scores, row, against, *, metric, n):
+    "Headings and the photos below each; and the values by row and photo"
+    from clipcap_ssl.report.evaluate import ranked
+    value = {r:dict(zip(s.ids, s.each[metric])) for r,s in scores.items() if metric in s.each}
+    asked = (row, against) if against else (row,)
+    if not set(asked)<=set(value):
+        raise ValueError(f'{metric} is known image by image for {sorted(value)}, '
+                         f'not for {" and ".join(asked)}')
+    def known(ids):
+        "Without photos that have no value (NaN)"
+        return [i for i in ids if all(value[r][i]==value[r][i] for r in asked)]
+    order = known(ranked(scores[row], metric=metric))
+    parts = {f'Best of {row}': order[:n], f'Worst of {row}': order[:-n-1:-1]}
+    if against:
+        change = known(ranked(scores[row], scores[against], metric))
+        parts[f'Gained most over {against}'] = change[:n]
+        parts[f'Lost most to {against}'] = change[:-n-1:-1]
+    return parts,value
+
+# %% ../../nbs/appendix/gallery.ipynb #094b2272
 def gallery_page(
     image:Callable[[str],Image.Image], # id -> photo
     rows:dict[str,dict[str,str]], # name of a captioner -> its captions, the same ids
     path:str|Path, # the HTML file to write
     *,
-    scores:dict[str,Scores], # of these captioners, with values of single images
+    scores:dict[str,'Scores'], # of these captioners, with values of single images
     row:str, # whose best and worst captions are shown
     against:str=None, # another row: what changed most from it?
     metric:str='cider', # a score that is a mean over images
@@ -77,13 +122,15 @@ def gallery_page(
     wrong:Callable[[str,str],set[str]]=None, # (id, caption) -> words to mark
 )->Path: # the page
     "Best, worst and most changed captions as one self-contained page"
-    rows = ({'human': {i:c[0] for i,c in references.items()}} if references else {}) | rows
-    value = {r:dict(zip(s.ids, s.each[metric])) for r,s in scores.items() if metric in s.each}
-    if row not in value or (against and against not in value): raise ValueError(f'{metric} is known image by image for {sorted(value)}, not for {row}'+(f' and {against}' if against else ''))
-    known = lambda ids: [i for i in ids if all(value[r][i]==value[r][i] for r in (row, against or row))]       # without photos that have no value
-    order = known(ranked(scores[row], metric=metric))
-    parts = {f'Best of {row}': order[:n], f'Worst of {row}': order[:-n-1:-1]}
-    if against: change = known(ranked(scores[row], scores[against], metric)); parts |= {f'Gained most over {against}': change[:n], f'Lost most to {against}': change[:-n-1:-1]}
-    show = lambda i: f'{metric} {value[row][i]:.2f}'+(f', {against} {value[against][i]:.2f}' if against else '')
-    body = ''.join(f'<h2>{escape(k)}</h2><main>'+''.join(_card(i, image, rows, value=show(i), wrong=wrong) for i in ids)+'</main>' for k,ids in parts.items())
-    return write_text(path, f'{_page}<h1>{escape(row)}, by {escape(metric)}</h1>{body}</html>')
+    if references: rows = {'human': {i:c[0] for i,c in references.items()}} | rows
+    parts,value = _parts(scores, row, against, metric=metric, n=n)
+    body = ''
+    for heading,ids in parts.items():
+        body += f'<h2>{escape(heading)}</h2><main>'
+        for i in ids:
+            number = f'{metric} {value[row][i]:.2f}'
+            if against: number += f', {against} {value[against][i]:.2f}'
+            body += _card(i, image, rows, value=number, wrong=wrong)
+        body += '</main>'
+    title = f'<h1>{escape(row)}, by {escape(metric)}</h1>'
+    return write_text(path, f'{_page}{title}{body}</html>')

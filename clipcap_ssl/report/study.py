@@ -18,157 +18,162 @@ from .study_page import make_study, questions
 from .votes import agreement, detectable, pairs_needed, sign_test, wilson
 
 # %% ../../nbs/appendix/study.ipynb #167c77de
-def _are_answers(found):
-    "Is this what the page saves?"
-    needed = {'study','rater','started','answers'}
-    if not isinstance(found, dict) or not needed<=set(found): return False
-    for v in found['answers']:
-        if not isinstance(v, dict) or 'item' not in v: return False
-        if v.get('question') not in questions: return False
-        if v.get('answer') not in ('left','tie','right'): return False
-    return True
+def _is_answer(v):
+    "Is this one answer, as the page saves it?"
+    if not isinstance(v, dict) or 'item' not in v: return False
+    return v.get('question') in questions and v.get('answer') in ('left','tie','right')
+
+def _read_file(path):
+    "One rater's file, checked"
+    o = read_json(path)
+    if not isinstance(o, dict) or not {'study','rater','started','answers'}<=set(o):
+        raise ValueError(f'{path} holds no answers of a study')
+    if not all(map(_is_answer, o['answers'])):
+        raise ValueError(f'{path} holds no answers of a study')
+    return o
 
 def read_answers(
     paths:Sequence[str|Path], # one file per rater, saved by the page
 )->list[dict]: # study, rater, started, finished, answers
     "The answers of several raters to one study"
-    found, study = {}, None
+    found = {}      # rater -> answers, file
     for p in paths:
-        o = read_json(p)
-        if not _are_answers(o): raise ValueError(f'{p} holds no answers of a study')
-        study = study or o['study']
-        if o['study']!=study: raise ValueError(f"Answers to different studies: {o['study']} in {p}")
-        was, file = found.get(o['rater'], (o,p))
+        o = _read_file(p)
+        first = next(iter(found.values()))[0] if found else o
+        if o['study']!=first['study']:
+            raise ValueError(f"Answers to different studies: {o['study']} in {p}")
+        was,file = found.get(o['rater'], (o,p))
         if was['started']!=o['started']:
-            name = o['rater']
-            raise ValueError(f'Two raters call themselves {name!r}, in {file} and {p}: rename one')
-        longer = len(o['answers'])>=len(was['answers'])
-        found[o['rater']] = (o,p) if longer else (was,file)
+            raise ValueError(f"Two raters call themselves {o['rater']!r}, in {file} and {p}: "
+                             'rename one')
+        found[o['rater']] = (o,p) if len(o['answers'])>=len(was['answers']) else (was,file)
     return [o for o,_ in found.values()]
 
 # %% ../../nbs/appendix/study.ipynb #e552fd15
 def _attention(answers, items):
     "Share of checks answered rightly; NaN where none was answered"
-    right = []
-    for v in answers:
-        item = items[v['item']]
-        if v['question']=='accuracy' and 'true' in item.values():
-            right.append(item.get(v['answer'])=='true')
+    asked = [v for v in answers if v['question']=='accuracy']
+    checks = [v for v in asked if 'true' in items[v['item']].values()]
+    right = [v['answer']!='tie' and items[v['item']][v['answer']]=='true' for v in checks]
     return float(np.mean(right)) if right else float('nan')
 
-def _question(votes):
-    "One row of the report"
-    per_pair, every = [float(np.mean(v)) for v in votes], [o for v in votes for o in v]
-    won, lost = sum(o>.5 for o in per_pair), sum(o<.5 for o in per_pair)
-    share, alpha = wilson(sum(per_pair), len(per_pair)), agreement(votes)
-    return dict(pairs=len(per_pair), votes=len(every),
-                win_rate=share.mean, low=share.low, high=share.high,
-                ties=every.count(.5)/len(every), p=sign_test(won, lost),
-                alpha=None if np.isnan(alpha) else alpha)
-
-def _verdict(overall, a, b):
-    "What may be said"
-    if overall is None: return 'Nobody answered the question overall: no verdict.'
-    if overall['low']>.5: return f'{a} is preferred.'
-    if overall['high']<.5: return f'{b} is preferred.'
-    n = overall['pairs']
-    least = f'{detectable(n):.0%}'
-    return f'No preference shown. {n} pairs would show a win rate of {least} four times in five.'
-
-# %% ../../nbs/appendix/study.ipynb #a3059f3d
-def _votes(kept, items):
-    "Votes for A by question and item, checks left out: 1, 0, or ½ for a tie"
+def _votes(answers, items):
+    "Votes for A by question and pair"
     votes = {q:defaultdict(list) for q in questions}
-    for v in (v for o in kept for v in o['answers']):
+    for v in answers:
         item = items[v['item']]
-        if 'a' not in item.values(): continue
+        if 'a' not in item.values(): continue        # a check
         vote = .5 if v['answer']=='tie' else float(item[v['answer']]=='a')
         votes[v['question']][v['item']].append(vote)
     return votes
 
+def _question(votes):
+    "One row of the report, from a list of votes per pair"
+    m = [float(np.mean(v)) for v in votes]
+    every = [o for v in votes for o in v]
+    share,alpha = wilson(sum(m), len(m)),agreement(votes)
+    p = sign_test(sum(o>.5 for o in m), sum(o<.5 for o in m))
+    return dict(pairs=len(m), votes=len(every), win_rate=share.mean, low=share.low, high=share.high,
+                ties=every.count(.5)/len(every), p=p, alpha=None if np.isnan(alpha) else alpha)
+
+def _verdict(o, a, b):
+    "What may be said"
+    if o is None: return 'Nobody answered the question overall: no verdict.'
+    if o['low']>.5: return f'{a} is preferred.'
+    if o['high']<.5: return f'{b} is preferred.'
+    return (f"No preference shown. {o['pairs']} pairs would show a win rate of "
+            f"{detectable(o['pairs']):.0%} four times in five.")
+
+# %% ../../nbs/appendix/study.ipynb #a3059f3d
 def study_report(
     answers:Sequence[dict], # from `read_answers`
     key:dict, # of the study
     needed:float=.8, # share of checks that a rater has to get right
 )->dict: # what `report_table` shows, for a JSON file
     "Win rates of A, agreement, and a verdict"
-    items, study = key['items'], key['study']
-    # 1) are these answers to this study?
+    items = key['items']
+    # 1) refuse answers to another study
     for o in answers:
-        if o['study']!=study or any(v['item'] not in items for v in o['answers']):
+        if o['study']!=key['study'] or any(v['item'] not in items for v in o['answers']):
             raise ValueError(f"The answers of {o['rater']!r} are to study {o['study']}, "
-                f'the key is of {study}')
-    # 2) who looked?
+                             f"the key is of {key['study']}")
+    # 2) leave out who did not look
     checked = any('true' in o.values() for o in items.values())
     right = {o['rater']:_attention(o['answers'], items) for o in answers}
     kept = [o for o in answers if not checked or right[o['rater']]>=needed]
-    names = [o['rater'] for o in kept]
-    left_out = {r:None if np.isnan(s) else s for r,s in right.items() if r not in names}
+    raters = [o['rater'] for o in kept]
+    left_out = {r:None if np.isnan(s) else s for r,s in right.items() if r not in set(raters)}
     # 3) count
-    rows = {q:_question(list(v.values())) for q,v in _votes(kept, items).items() if v}
-    return dict(study=study, a=key['a'], b=key['b'], raters=names, left_out=left_out, needed=needed,
-                questions=rows, verdict=_verdict(rows.get('overall'), key['a'], key['b']))
+    votes = _votes([v for o in kept for v in o['answers']], items)
+    rows = {q:_question(list(v.values())) for q,v in votes.items() if v}
+    verdict = _verdict(rows.get('overall'), key['a'], key['b'])
+    return dict(study=key['study'], a=key['a'], b=key['b'], raters=raters, left_out=left_out,
+                needed=needed, questions=rows, verdict=verdict)
 
 # %% ../../nbs/appendix/study.ipynb #b2d84d2f
-def _share(x): return 'no check answered' if x is None else f'{x:.0%}'
+_columns = ('question', 'pairs', 'votes', 'win rate of A', '95 % interval', 'ties', 'sign test, p',
+            'agreement, alpha')
 
-def _report_row(name, o):
-    "One question of the report, as cells"
+def _row(question, o):
+    "One line of the table"
     alpha = '-' if o['alpha'] is None else f"{o['alpha']:.2f}"
-    interval = f"{o['low']:.3f} to {o['high']:.3f}"
-    return [name, o['pairs'], o['votes'], f"{o['win_rate']:.3f}", interval,
-            f"{o['ties']:.0%}", f"{o['p']:.2g}", alpha]
+    cells = (question, o['pairs'], o['votes'], f"{o['win_rate']:.3f}",
+             f"{o['low']:.3f} to {o['high']:.3f}", f"{o['ties']:.0%}", f"{o['p']:.2g}", alpha)
+    return f"| {' | '.join(map(str, cells))} |"
+
+def _left_out(report):
+    "Who is left out, in words"
+    def said(share): return 'no check answered' if share is None else f'{share:.0%}'
+    return ', '.join(f'{r!r} ({said(s)})' for r,s in report['left_out'].items()) or 'nobody'
 
 def report_table(
     report:dict, # from `study_report`
 )->str: # Markdown
     "The report for people"
-    out = ', '.join(f'{r!r} ({_share(s)})' for r,s in report['left_out'].items()) or 'nobody'
-    who = (f"A: {report['a']}, B: {report['b']}. Raters: {len(report['raters'])}; "
-           f"left out, with fewer than {report['needed']:.0%} of the checks right: {out}.")
-    rows = ['| question | pairs | votes | win rate of A | 95 % interval | ties '
-            '| sign test, p | agreement, alpha |', '|---'+'|--:'*7+'|']
-    for q,o in report['questions'].items():
-        rows.append('|'+'|'.join(f' {c} ' for c in _report_row(q, o))+'|')
+    who = (f"A: {report['a']}, B: {report['b']}. Raters: {len(report['raters'])}; left out, "
+           f"with fewer than {report['needed']:.0%} of the checks right: {_left_out(report)}.")
+    head = [f"| {' | '.join(_columns)} |", '|---|'+'--:|'*(len(_columns)-1)]
+    rows = [_row(q, o) for q,o in report['questions'].items()]
     how = ("A tie is half a vote. Wilson's interval over pairs, each the mean of its votes; "
            "sign test over pairs that have a winner; Krippendorff's alpha with squared distances.")
-    return '\n'.join([who, '', *rows, '', how, '', f"**{report['verdict']}**"])
+    return '\n'.join([who, '', *head, *rows, '', how, '', f"**{report['verdict']}**"])
 
 # %% ../../nbs/appendix/study.ipynb #15810fb4
 def _find_key(study, files, key):
     "The key file of a study: as given, or beside the answers, or here"
     if key: return Path(key)
-    folders = [*(Path(f).resolve().parent for f in files), Path.cwd()]
-    for folder in dict.fromkeys(folders):
+    folders = dict.fromkeys([*(Path(f).resolve().parent for f in files), Path.cwd()])
+    for folder in folders:
         for p in sorted(folder.glob('*-key.json')):
             with suppress(ValueError, AttributeError):
                 if read_json(p).get('study')==study: return p
     raise FileNotFoundError(f'No key of study {study} beside the answers or here: '
-        'give it with --key study-key.json')
-
-def _report_answers(files, key, out):
-    "Print and write the report on raters' files"
-    answers = read_answers(files)
-    path = _find_key(answers[0]['study'], files, key)
-    held = read_json(path)
-    if not isinstance(held, dict) or not {'study','items','a','b'}<=set(held):
-        raise ValueError(f'{path} is no key of a study')
-    found = study_report(answers, held)
-    print(report_table(found))
-    print(f'\nWritten to {write_json(out or "study-report.json", found)}')
-
-def _announce(page, path, key, *, n):
-    "Print what was made, and what it can show"
-    pairs = sum('a' in o.values() for o in key['items'].values())
-    less = '' if pairs>=n else f' (the captions differ on no more; {n} were asked for)'
-    checks, size = len(key['items'])-pairs, f'{page.stat().st_size/1e6:.2f} MB'
-    print(f'{page}: {pairs} pairs{less}, {checks} checks, {size}. Send this file.')
-    print(f'{path}: who is who. Keep this one.')
-    print(f"A: {key['a']}   B: {key['b']}")
-    print(f'{pairs} pairs show a win rate of {detectable(pairs):.0%} or more four times in five; '
-          f'{pairs_needed(.6)} would show 60 %.')
+                            'give it with --key study-key.json')
 
 # %% ../../nbs/appendix/study.ipynb #4d15f8ab
+def _print_report(files, key, out):
+    "Read what came back, print the report and write it"
+    answers = read_answers(files)
+    found = _find_key(answers[0]['study'], files, key)
+    held = read_json(found)
+    if not isinstance(held, dict) or not {'study','items','a','b'}<=set(held):
+        raise ValueError(f'{found} is no key of a study')
+    o = study_report(answers, held)
+    print(report_table(o))
+    print(f"\nWritten to {write_json(out or 'study-report.json', o)}")
+
+def _print_study(page, path, key, n):
+    "Say what was made, and what it can show"
+    m = sum('a' in o.values() for o in key['items'].values())
+    less = '' if m>=n else f' (the captions differ on no more; {n} were asked for)'
+    checks, size = len(key['items'])-m, page.stat().st_size/1e6
+    print(f'{page}: {m} pairs{less}, {checks} checks, {size:.2f} MB. Send this file.')
+    print(f'{path}: who is who. Keep this one.')
+    print(f"A: {key['a']}   B: {key['b']}")
+    print(f'{m} pairs show a win rate of {detectable(m):.0%} or more four times in five; '
+          f'{pairs_needed(.6)} would show 60 %.')
+
+# %% ../../nbs/appendix/study.ipynb #814de546
 @call_parse
 @plainly
 def clipcap_study(
@@ -180,17 +185,17 @@ def clipcap_study(
     checks:float=.1, # Attention checks, as a share of the pairs
     size:int=384, # Longest side of a picture in the page, pixels
     seed:int=0, # Of the choice of pairs, their order and sides
-    out:str=None, # The page (default study.html; the key beside it), or the report (default study-report.json)
+    out:str=None, # The page (default study.html; key beside it); with --report the report (study-report.json)
     report:Param('Instead: files that raters saved', str, nargs='+')=None,
     key:str=None, # With --report: the key file; default: the one beside the answers or here
 ):
-    """A blind study of two captioners: makes one page to send to people, and a key to keep. \
-Example: clipcap_study runs/demo runs/demo --row_a stage2_policy --row_b full; \
-later: clipcap_study --report answers-*.json"""
-    if report: return _report_answers(report, key, out)
+    """A blind study of two captioners: makes one page to send to people, and a key to keep.
+    Example: clipcap_study runs/demo runs/demo --row_a stage2_policy --row_b full; later:
+    clipcap_study --report answers-*.json"""
+    if report: return _print_report(report, key, out)
     if len(runs) not in (1,2):
         raise ValueError('give the folders of two runs (or of one, with --row_a and --row_b), '
-            'or --report FILES')
-    how = dict(row_b=row_b, n=n, checks=checks, seed=seed, size=size, out=out or 'study.html')
-    page, path, made = make_study(runs[0], runs[-1], row_a, **how)
-    _announce(page, path, made, n=n)
+                         'or --report FILES')
+    settings = dict(n=n, checks=checks, size=size, seed=seed, out=out or 'study.html')
+    page,path,made = make_study(runs[0], runs[-1], row_a, row_b=row_b, **settings)
+    _print_study(page, path, made, n)

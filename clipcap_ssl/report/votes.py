@@ -23,7 +23,7 @@ def wilson(
 )->Interval: # share, lower end, upper end
     "Wilson's interval of a share of votes"
     if not 0<=wins<=n or n<1: raise ValueError(f'{wins} wins of {n} votes make no share')
-    p, z2 = wins/n, _z(level)**2
+    p,z2 = wins/n,_z(level)**2
     middle = (p+z2/2/n)/(1+z2/n)
     half = math.sqrt(z2*(p*(1-p)/n+z2/4/n**2))/(1+z2/n)
     return Interval(p, middle-half, middle+half)
@@ -57,11 +57,12 @@ def chance_to_show(
     "How often would `n` pairs show the preference that there is?"
     if not .5<win_rate<1:
         raise ValueError(f'A preference is a win rate between .5 and 1, not {win_rate}')
-    least = math.floor(n/2+_z(1-alpha)*math.sqrt(n)/2)+1
-    k = np.arange(least, n+1)
-    log_factorial = np.concatenate([[0.], np.cumsum(np.log(np.arange(1, n+1)))])
-    log_ways = log_factorial[n]-log_factorial[k]-log_factorial[n-k]
-    return float(np.exp(log_ways+k*math.log(win_rate)+(n-k)*math.log1p(-win_rate)).sum())
+    # 1) enough wins to show it
+    k = np.arange(math.floor(n/2+_z(1-alpha)*math.sqrt(n)/2)+1, n+1)
+    # 2) the binomial distribution, in logarithms; `logs[i]` is log i!
+    logs = np.concatenate([[0.], np.cumsum(np.log(np.arange(1, n+1)))])
+    ways = logs[n]-logs[k]-logs[n-k]
+    return float(np.exp(ways+k*math.log(win_rate)+(n-k)*math.log1p(-win_rate)).sum())
 
 # %% ../../nbs/appendix/votes.ipynb #38594c80
 def pairs_needed(
@@ -73,9 +74,9 @@ def pairs_needed(
     p = max(win_rate, 1-win_rate)
     if p==.5: raise ValueError(f'No number of pairs is enough to show a win rate of {win_rate}')
     if not .5<p<1: raise ValueError(f'A win rate lies between 0 and 1, not {win_rate}')
-    # begin above what the normal distribution says, and go down
-    z = _z(1-alpha)/2+NormalDist().inv_cdf(power)*math.sqrt(p*(1-p))
-    n = math.ceil(1.2*max((z/(p-.5))**2, 0))+40
+    # 1) start well above the rule of thumb, 2) go down while the pairs are enough
+    rule = ((_z(1-alpha)/2+NormalDist().inv_cdf(power)*math.sqrt(p*(1-p)))/(p-.5))**2
+    n = math.ceil(1.2*max(rule, 0))+40
     while n>1 and chance_to_show(n-1, p, alpha)>=power: n -= 1
     return n
 
@@ -86,9 +87,8 @@ def detectable(
     alpha:float=.05, # 1 - level of the interval
 )->float: # the smallest win rate; 1 if there is none
     "What win rate can `n` pairs show?"
-    low, high = .5, 1.
+    low,high = .5,1.
     while high-low>1e-4:
         p = (low+high)/2
-        if chance_to_show(n, p, alpha)>=power: high = p
-        else: low = p
+        low,high = (low,p) if chance_to_show(n, p, alpha)>=power else (p,high)
     return high

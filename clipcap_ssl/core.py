@@ -11,13 +11,7 @@ import importlib, json, os, random, sys, tempfile
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
 from fastcore.xdg import xdg_cache_home
-
-# %% ../nbs/appendix/core.ipynb #a28eadfb
-if TYPE_CHECKING:
-    import torch
-    from tqdm import tqdm
 
 # %% ../nbs/appendix/core.ipynb #bf9465f5
 def set_seed(
@@ -31,7 +25,7 @@ def set_seed(
 
 # %% ../nbs/appendix/core.ipynb #cc48cd08
 def default_device(
-)->'torch.device': # CUDA where there is one, then Apple's MPS, then the CPU
+): # a torch.device: CUDA where there is one, then Apple's MPS, then the CPU
     "The fastest device of this machine"
     import torch
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -143,7 +137,7 @@ def progress(
     total:int=None, # how many there are, if `it` has no length
     *,
     leave:bool=False, # keep the bar when done?
-)->'tqdm':
+)->Iterable: # a bar of tqdm
     "`it` with a progress bar on stderr"
     from tqdm import tqdm
     return tqdm(it, desc=desc, total=total, leave=leave, dynamic_ncols=True, mininterval=.5)

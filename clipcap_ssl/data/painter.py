@@ -85,7 +85,7 @@ _halves = dict(left=((0,0,32,64),(32,0,64,64)), right=((32,0,64,64),(0,0,32,64))
                above=((0,0,64,32),(0,32,64,64)), below=((0,32,64,64),(0,0,64,32)))
 
 def draw_scene(
-    scene:'Scene', # what to draw
+    scene, # what to draw: a `Scene` of data.scenes
     seed:int|str=0, # where exactly, and in which shade
 )->Image.Image: # 64×64, RGB
     "Paint a scene"

@@ -8,22 +8,18 @@ __all__ = ['greedy', 'RowNoise', 'sample', 'beam', 'guide', 'guided', 'best_of_n
 # %% ../../nbs/09_generate.ipynb #a23f3737
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 import torch
 from fastcore.meta import delegates
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from .decoding import Generation, decode
+from .decoding import Generation, PrefixModel, decode
 from .encoder import pooled
-
-# %% ../../nbs/09_generate.ipynb #9bc325d5
-if TYPE_CHECKING: from clipcap_ssl.models.captioner import Captioner
 
 # %% ../../nbs/09_generate.ipynb #58ebaffe
 @delegates(decode)
 def greedy(
-    model:'Captioner', # the captioner
+    model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
     **kwargs, # lengths, no-repeat rule and batch size: see `decode`
 )->Generation: # 'b' rows
@@ -59,7 +55,7 @@ class RowNoise:
 # %% ../../nbs/09_generate.ipynb #41c753b6
 @delegates(decode)
 def sample(
-    model:'Captioner', # the captioner
+    model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
     n:int=1, # captions per image
     *,
@@ -87,7 +83,7 @@ def sample(
 # %% ../../nbs/09_generate.ipynb #2b8eeb01
 @delegates(decode)
 def beam(
-    model:'Captioner', # the captioner
+    model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
     num_beams:int=5, # captions kept at every step
     *,
@@ -117,7 +113,7 @@ def guide(
 # %% ../../nbs/09_generate.ipynb #1b620a44
 @delegates(decode)
 def guided(
-    model:'Captioner', # the captioner, trained with the null prefix
+    model:PrefixModel, # the captioner, trained with the null prefix
     x:Float[Tensor,'b d'], # image features, unit norm
     strength:float=1.5, # 1: greedy; above 1: what the photo adds counts more
     *,
@@ -133,7 +129,7 @@ def guided(
 # %% ../../nbs/09_generate.ipynb #8821129d
 @delegates(sample)
 def best_of_n(
-    model:'Captioner', # the captioner
+    model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
     encoder, # an `ImageTextEncoder`; it gave `x`, unless `x_rerank` is given
     *,

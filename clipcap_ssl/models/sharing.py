@@ -8,7 +8,7 @@ __all__ = ['card_mark', 'lm_as_loaded', 'model_card', 'write_captioner', 'SafeHu
 # %% ../../nbs/appendix/sharing.ipynb #34dca336
 import inspect, os, tempfile, uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors import SafetensorError, safe_open
@@ -18,9 +18,6 @@ from ..core import MissingModelError, read_json, write_json
 from .lm import AutoConfig, AutoModelForCausalLM, PreTrainedModel, freeze
 from .loading import add_lora, fetch_model, lm_hash, load_lm, load_tokenizer
 from .mapper import make_mapper
-
-# %% ../../nbs/appendix/sharing.ipynb #04ec7ac7
-if TYPE_CHECKING: from clipcap_ssl.models.captioner import Captioner
 
 # %% ../../nbs/appendix/sharing.ipynb #4d22858b
 def lm_as_loaded(
@@ -58,7 +55,7 @@ In Python, after `from clipcap_ssl import Captioner`:
 
 # %% ../../nbs/appendix/sharing.ipynb #09484a97
 def model_card(
-    captioner:'Captioner', # with what `set_card` was told
+    captioner:nn.Module, # with what `set_card` was told
     **kwargs, # for the card's template
 )->ModelCard:
     "The model card: what `set_card` was told, and the parts"
@@ -77,7 +74,7 @@ def model_card(
 
 # %% ../../nbs/appendix/sharing.ipynb #7301d8ce
 def write_captioner(
-    captioner:'Captioner', # the captioner
+    captioner:nn.Module, # the captioner
     folder:Path, # an empty folder
 ):
     "Write weights, tokenizer and configuration"
@@ -126,7 +123,7 @@ class SafeHubMixin(ModelHubMixin):
     def from_pretrained(cls,
         name:str|Path, # a folder, or a name on the Hugging Face hub
         *,
-        device:'str|torch.device'=None, # where to put it; None: the CPU
+        device:str|torch.device=None, # where to put it; None: the CPU
         dtype:torch.dtype=None, # of its weights, such as torch.bfloat16; None: as they were saved
         revision:str=None, # branch, tag or commit on the hub; None: the newest
         token:str=None, # for a private repository; None: the one that `hf auth login` kept
@@ -196,12 +193,12 @@ def _build_mapper(cfg, mapper):
 
 # %% ../../nbs/appendix/sharing.ipynb #0b657d23
 def read_captioner(
-    cls:'type[Captioner]', # the class to build
+    cls:type, # the class to build
     folder:str|Path, # written by `write_captioner`
     mapper:nn.Module|type=None, # a mapping network of the user's own, or its class
     *,
     lm:str|Path=None, # where its language model lies
-)->'Captioner': # in eval mode
+)->nn.Module: # in eval mode
     "Build the captioner that `config.json` describes, and read its weights"
     # 1) the parts
     folder = Path(folder)

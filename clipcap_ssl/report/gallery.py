@@ -10,13 +10,9 @@ import base64, io
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 from ..core import write_text
 from ..figures import palette, show_captions
-
-# %% ../../nbs/appendix/gallery.ipynb #495c8d39
-if TYPE_CHECKING: from clipcap_ssl.report.evaluate import Scores
 
 # %% ../../nbs/appendix/gallery.ipynb #3d2a01a6
 def gallery(
@@ -113,7 +109,7 @@ def gallery_page(
     rows:dict[str,dict[str,str]], # name of a captioner -> its captions, the same ids
     path:str|Path, # the HTML file to write
     *,
-    scores:dict[str,'Scores'], # of these captioners, with values of single images
+    scores:dict[str,dict], # `Scores` of these captioners, with values of single images
     row:str, # whose best and worst captions are shown
     against:str=None, # another row: what changed most from it?
     metric:str='cider', # a score that is a mean over images

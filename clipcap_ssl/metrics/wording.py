@@ -139,7 +139,8 @@ def text_logprob(
         batch = list(texts[i:i+batch_size])
         tokens,mask = (o.to(lm.device) for o in tokenize_captions(tokenizer, batch, max_length))
         shifted = torch.cat([torch.full_like(tokens[:,:1], start), tokens[:,:-1]], 1)
-        logits = lm(shifted).logits                                         # b t v
+        every = torch.ones_like(shifted)            # all are read: the padding is at the end
+        logits = lm(shifted, attention_mask=every).logits                   # b t v
         logprobs.append((token_logprobs(logits, tokens)*mask).sum(1))
         lengths.append(mask.sum(1).float())
     return torch.cat(logprobs),torch.cat(lengths)

@@ -6,14 +6,14 @@
 __all__ = ['Example', 'Captioned', 'subset', 'without_captions', 'references', 'split_labelled', 'CaptionFolder', 'CocoCaptions']
 
 # %% ../../nbs/01_data.ipynb #03cde696
-import json, random
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
-from ..core import read_json
-from .photos import open_rgb
+from .captions import data_folder, read_coco, read_rows, whole_text
+from .photos import file_stamp, open_rgb
 
 # %% ../../nbs/01_data.ipynb #97198c7f
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Captioned:
         ids:Sequence[str], # unique names
         captions:Sequence[Sequence[str]], # captions per photo, perhaps none
         image:Callable[[int],Image.Image], # opens the photo of an index
+        *,
+        stamp:Callable[[int],str]=lambda i: '', # tells a photo from one that replaced it; '': only the name does
     ):
         twice = [o for o,n in Counter(ids).items() if n>1]
         if twice: raise ValueError(f'Photo names must be unique; repeated: {twice[:3]}')
@@ -37,7 +39,7 @@ class Captioned:
             raise ValueError(f'{len(ids)} names but captions for {len(captions)} photos')
         self.ids = list(ids)
         self.captions = [tuple(o) for o in captions]
-        self.image = image
+        self.image,self.stamp = image,stamp
 
     def __len__(self)->int: return len(self.ids)
     def __getitem__(self, i:int)->Example:
@@ -51,14 +53,14 @@ def subset(
     "Some photos of a data set"
     ids = [ds.ids[i] for i in idxs]
     captions = [ds.captions[i] for i in idxs]
-    return Captioned(ids, captions, lambda j: ds.image(idxs[j]))
+    return Captioned(ids, captions, lambda j: ds.image(idxs[j]), stamp=lambda j: ds.stamp(idxs[j]))
 
 # %% ../../nbs/01_data.ipynb #5fd575f1
 def without_captions(
     ds:Captioned, # a data set
 )->Captioned: # the same photos, no captions
     "The same photos with every caption taken away"
-    return Captioned(ds.ids, [()]*len(ds), ds.image)
+    return Captioned(ds.ids, [()]*len(ds), ds.image, stamp=ds.stamp)
 
 # %% ../../nbs/01_data.ipynb #0910e0b3
 def references(
@@ -105,73 +107,30 @@ def split_labelled(
         raise ValueError(f'{n_pairs} pairs asked for, the data set has {len(pairs)}')
     return pairs[:n_pairs]
 
-# %% ../../nbs/01_data.ipynb #bcccf747
-def _check_row(row, folder):
-    "What is wrong with a manifest's row; nothing if it can be used"
-    if not isinstance(row, dict) or not isinstance(row.get('file'), str):
-        return 'a row needs "file", the path of a photo'
-    if not (folder/row['file']).resolve().is_relative_to(folder.resolve()):
-        return f'"{row["file"]}" leaves the folder {folder}'
-    captions = row.get('captions', [])
-    if not isinstance(captions, list) or not all(isinstance(o, str) for o in captions):
-        return '"captions" must be a list of strings'
-
-# %% ../../nbs/01_data.ipynb #8fbdaf9b
-def _read_manifest(folder, manifest):
-    "The rows of a manifest, checked; errors name the file and the line"
-    path = folder/manifest
-    if not path.is_file():
-        example = '{"file": "images/1.jpg", "captions": ["a dog runs"]}'
-        raise FileNotFoundError(f'No {manifest} in {folder}. Write one row per photo: {example}')
-    rows = []
-    for n,line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        if not line.strip(): continue
-        try: row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise ValueError(f'{manifest}, line {n}: not valid JSON ({e})') from None
-        if wrong := _check_row(row, folder):
-            raise ValueError(f'{manifest}, line {n}: {wrong}')
-        rows.append(row)
+# %% ../../nbs/01_data.ipynb #3cda4804
+def _choose(rows, split, where):
+    "Rows of a split, or all"
+    if not rows: raise ValueError(f'{where} names no photo')
+    splits = sorted({str(o.split) for o in rows})
+    if split is not None: rows = [o for o in rows if o.split==split]
+    if not rows: raise ValueError(f'No photo of split {split!r} in {where}; splits there: {splits}')
     return rows
 
-# %% ../../nbs/01_data.ipynb #e65cdbd6
 class CaptionFolder(Captioned):
-    "A folder of photos with a manifest of captions"
+    "A folder of photos and captions, in any of the formats of `read_rows`"
     def __init__(self,
-        folder:str|Path, # holds the manifest and, below it, the photos
+        folder:str|Path, # holds the photos and what says their captions; 'coco:FOLDER' for COCO
         split:str=None, # only rows of this split (all rows by default)
-        manifest:str='captions.jsonl', # one JSON row per photo: file, and perhaps id, captions, split
+        manifest:str=None, # read this file in the folder, whatever else is there
     ):
-        folder = Path(folder).expanduser()
-        rows = _read_manifest(folder, manifest)
-        splits = sorted({str(o.get('split')) for o in rows})
-        if split is not None: rows = [o for o in rows if o.get('split')==split]
-        if not rows:
-            where = folder/manifest
-            raise ValueError(f'No photo of split {split!r} in {where}; splits there: {splits}')
-        ids = [o['file'] if o.get('id') in (None, '') else str(o['id']) for o in rows]
-        captions = [o.get('captions', []) for o in rows]
-        super().__init__(ids, captions, lambda i: open_rgb(folder/rows[i]['file']))
+        where = data_folder(folder)
+        rows = _choose(read_rows(folder, manifest), split, where/manifest if manifest else where)
+        files = [where/o.file for o in rows]
+        self.splits = [o.split for o in rows]   # None where a row names none
+        super().__init__([whole_text(o.id or o.file) for o in rows], [o.captions for o in rows],
+            lambda i: open_rgb(files[i]), stamp=lambda i: file_stamp(files[i]))
 
-# %% ../../nbs/01_data.ipynb #0dec0ebd
-def _karpathy(data, split):
-    "(file, captions) of a split; 'train' includes 'restval', as in nearly all papers"
-    keep = {'train','restval'} if split=='train' else {split}
-    rows = []
-    for o in data['images']:
-        if split is not None and o['split'] not in keep: continue
-        file = str(Path(o.get('filepath', ''))/o['filename'])
-        rows.append((file, [s['raw'].strip() for s in o['sentences']]))
-    return rows
-
-# %% ../../nbs/01_data.ipynb #6cbfb996
-def _official(data):
-    "(file, captions) of an official annotation file"
-    captions = {o['id']: [] for o in data['images']}
-    for a in data['annotations']: captions[a['image_id']].append(a['caption'].strip())
-    return [(o['file_name'], captions[o['id']]) for o in data['images']]
-
-# %% ../../nbs/01_data.ipynb #79dbae49
+# %% ../../nbs/01_data.ipynb #b3eafee7
 class CocoCaptions(Captioned):
     "COCO in its official format or in Karpathy's"
     def __init__(self,
@@ -179,14 +138,10 @@ class CocoCaptions(Captioned):
         images:str|Path, # folder that the file names in it start from
         split:str=None, # 'train', 'val' or 'test' of Karpathy's file
     ):
-        data = read_json(annotations)
-        images = Path(images).expanduser()
-        official = 'annotations' in data
-        if official and split is not None:
+        rows = read_coco(Path(annotations).expanduser())
+        if split is not None and rows and all(o.split is None for o in rows):
             raise ValueError(f'{annotations} is an official file of one split: leave `split` out')
-        rows = _official(data) if official else _karpathy(data, split)
-        if not rows: raise ValueError(f'No photo of split {split!r} in {annotations}')
-        files,captions = zip(*rows)
-        if not all((images/f).resolve().is_relative_to(images.resolve()) for f in files):
-            raise ValueError(f'{annotations} names a file outside {images}')
-        super().__init__(files, captions, lambda i: open_rgb(images/files[i]))
+        rows = _choose(rows, split, annotations)
+        files = [Path(images).expanduser()/o.file for o in rows]
+        super().__init__([whole_text(o.file) for o in rows], [o.captions for o in rows],
+            lambda i: open_rgb(files[i]), stamp=lambda i: file_stamp(files[i]))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PhotoRow', 'read_utf8', 'whole_text', 'read_json_lines', 'read_table', 'read_coco', 'read_flickr', 'read_beside',
-           'read_rows']
+           'data_folder', 'read_rows']
 
 # %% ../../nbs/appendix/captions.ipynb #b686020b
 import csv, io, json, re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # %% ../../nbs/appendix/captions.ipynb #ed795321
 @dataclass
@@ -61,9 +61,10 @@ def _merged(rows):
     "One row per photo: rows of the same photo are joined, and may not contradict each other"
     found = {}
     for row in rows:
-        old = found.setdefault(row.file, row)
+        old = found.setdefault(PurePosixPath(row.file), row)
         if old is row: continue
         old.captions += row.captions
+        if row.id not in (None, old.id): old.id = None
         if row.split not in (None, old.split) and old.split is not None:
             raise ValueError(f'{row.where}: {row.file} is of split {row.split!r} here, '
                 f'of {old.split!r} in {old.where}')
@@ -99,13 +100,23 @@ def read_json_lines(
     "Rows of `captions.jsonl` or `metadata.jsonl`"
     rows = []
     for n,line in enumerate(read_utf8(path).split('\n'), 1):
-        if not line.strip(): continue
         where = f'{path.name}, line {n}'
+        if not line.strip(): continue
         try: found = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as e:
             raise ValueError(f'{where}: not valid JSON ({e})') from None
         rows.append(_to_row(found, where, prefix=prefix, split=split))
     return _merged(rows)
+
+def _lines(table, path):
+    "The lines of a table; an error names the file"
+    try:
+        if not any(k in (table.fieldnames or ()) for k in _names['file']):
+            raise ValueError(f'{path.name}: the first line names the columns, '
+                f'such as file,caption,split, and not {table.fieldnames}')
+        yield from table
+    except csv.Error as e:
+        raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
 def read_table(
     path:Path, # .csv with commas or .tsv with tabs; the first line names the columns
@@ -114,12 +125,10 @@ def read_table(
 )->list[PhotoRow]:
     "Rows of `captions.csv`, `captions.tsv` or `metadata.csv`"
     tabs = path.suffix=='.tsv'
-    table = csv.DictReader(io.StringIO(read_utf8(path), newline=''), delimiter='	' if tabs else ',')
+    text = io.StringIO(read_utf8(path), newline='')
+    table = csv.DictReader(text, delimiter='\t' if tabs else ',', strict=True)
     rows = []
-    if not any(k in (table.fieldnames or ()) for k in _names['file']):
-        raise ValueError(f'{path.name}: the first line names the columns, '
-            f'such as file,caption,split, and not {table.fieldnames}')
-    for found in table:
+    for found in _lines(table, path):
         where = f'{path.name}, line {table.line_num}'
         if None in found or None in found.values():
             raise ValueError(f'{where}: not the {len(table.fieldnames)} columns of the first line')
@@ -208,7 +217,9 @@ def read_flickr(
     splits = {}
     for o in sorted(path.parent.glob('*Images.txt')):
         split = re.search(r'(train|dev|test)Images\.txt$', o.name)
-        if split: splits |= dict.fromkeys(read_utf8(o).split(), split[1])
+        if not split: continue
+        names = [l.strip() for l in read_utf8(o).split('\n')]
+        splits |= dict.fromkeys(filter(None, names), split[1])
     prefix = _photo_folder(path.parent, list(captions))
     return [PhotoRow(prefix+k, v, splits.get(k), k, path.name) for k,v in captions.items()]
 
@@ -218,7 +229,7 @@ def read_beside(
     "Rows of photos with text beside them; the first folder is the split"
     rows = []
     for o in sorted(folder.rglob('*')):
-        if o.suffix.lower() not in _photo_types: continue
+        if o.suffix.lower() not in _photo_types or o.is_dir(): continue
         path, text = o.relative_to(folder), o.with_suffix('.txt')
         lines = read_utf8(text).split('\n') if text.is_file() else []
         captions = _captions([l.strip() for l in lines], text.name)
@@ -235,52 +246,79 @@ def _coco_split(name):
     "'train', 'val' or 'test' of captions_train2017"
     return next((s for s in ('train','val','test') if s in name), None)
 
+def _files(folder, *patterns, holds=''):
+    "Files of a folder by pattern, sorted; only those whose beginning holds a word"
+    found = sorted(o for p in patterns for o in folder.glob(p) if o.is_file())
+    if not holds: return found
+    def start(path):
+        with open(path, 'rb') as f: return f.read(2**16)
+    return [o for o in found if holds.encode() in start(o)]
+
 def _formats(folder):
     "What a folder could be read as: name of the format, and a function that reads it"
     if p := _one(folder, ['captions.jsonl']): yield 'JSON lines', lambda: read_json_lines(p)
     if p := _one(folder, ['captions.csv','captions.tsv']): yield 'table', lambda: read_table(p)
-    if found := sorted(folder.glob('dataset*.json')): yield 'Karpathy', lambda: read_coco(found[0])
-    if found := sorted(folder.glob('annotations/captions_*.json')):
-        yield 'COCO', lambda: _read_coco_parts(found)
-    if found := sorted([*folder.glob('metadata.*'), *folder.glob('*/metadata.*')]):
+    if found := _files(folder, 'dataset*.json', holds='"images"'):
+        yield 'Karpathy', lambda: _placed(folder, read_coco(found[0]))
+    if found := _files(folder, 'annotations/captions_*.json', 'captions_*.json'):
+        yield 'COCO', lambda: _read_coco_parts(folder, found)
+    manifests = 'metadata.jsonl','metadata.csv','*/metadata.jsonl','*/metadata.csv'
+    if found := _files(folder, *manifests):
         yield 'Hugging Face', lambda: _read_metadata(folder, found)
-    if found := sorted([*folder.glob('*.token.txt'), *folder.glob('*.token')]):
+    if found := _files(folder, '*.token.txt', '*.token'):
         yield 'Flickr', lambda: read_flickr(found[0])
     if next(folder.rglob('*.txt'), None): yield 'text beside photos', lambda: read_beside(folder)
 
-def _read_coco_parts(paths):
+def _placed(folder, rows, folders=('','images/')):
+    "Rows whose photos lie in one of some folders, or in another one below"
+    names = [o.file for o in rows[:50]]
+    def there(prefix): return sum((folder/f'{prefix}{n}').exists() for n in names)
+    prefix = max(folders, key=there)
+    if not there(prefix): prefix = _photo_folder(folder, names) or folders[0]
+    for o in rows: o.id,o.file = o.id or o.file,prefix+o.file
+    return rows
+
+def _read_coco_parts(folder, paths):
     "COCO's annotation files, each of one split and one folder of photos"
     rows = []
     for o in paths:
         part = o.stem.removeprefix('captions_')
-        rows += read_coco(o, part+'/', _coco_split(part))
+        own = read_coco(o, split=_coco_split(part))
+        for row in own: row.id = f'{part}/{row.file}'
+        rows += _placed(folder, own, (f'{part}/',f'images/{part}/','images/',''))
     return rows
 
 def _read_metadata(folder, paths):
     "Hugging Face's manifests, one per folder"
     rows = []
     for o in paths:
-        if o.suffix not in ('.jsonl','.csv'): continue
         part = o.parent.relative_to(folder).as_posix()
         prefix,split = ('',None) if part=='.' else (part+'/',part)
         rows += (read_json_lines if o.suffix=='.jsonl' else read_table)(o, prefix, split)
     return rows
 
+def data_folder(
+    data:str|Path, # a folder, or 'coco:FOLDER'
+)->Path:
+    "The folder that holds a data set"
+    return Path(str(data).removeprefix('coco:')).expanduser()
+
 def read_rows(
-    folder:str|Path, # where the photos and their captions are; 'coco:FOLDER' for COCO
-    manifest:str=None, # read this file (.jsonl, .csv, .tsv, .json) instead
+    data:str|Path, # the folder of photos and captions; 'coco:FOLDER' for COCO
+    manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
 )->list[PhotoRow]: # one per photo
     "The photos of a folder and their captions, in whichever format"
-    coco = str(folder).startswith('coco:')
-    folder = Path(str(folder).removeprefix('coco:')).expanduser()
+    folder,coco = data_folder(data),str(data).startswith('coco:')
     if not folder.is_dir(): raise FileNotFoundError(f'There is no folder {folder}. {_how}')
     if manifest:
-        path = folder/_inside(manifest, 'manifest')
+        path = folder/manifest
         if not path.is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. {_how}')
         readers = {'.csv':read_table, '.tsv':read_table, '.json':read_coco}
         return readers.get(path.suffix, read_json_lines)(path)
     for name,read in _formats(folder):
-        if not coco or name in ('COCO','Karpathy'): return read()
+        if coco and name not in ('COCO','Karpathy'): continue
+        rows = read()
+        if name!='text beside photos' or any(o.captions for o in rows): return rows
     raise FileNotFoundError(f'{folder} holds no captions that can be read. {_how}')
 
 _how = ('Write captions.jsonl, one row per photo: '

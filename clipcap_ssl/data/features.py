@@ -6,17 +6,17 @@
 __all__ = ['Features', 'encode_dataset']
 
 # %% ../../nbs/appendix/features.ipynb #113d88e9
-import hashlib, warnings
+import hashlib, json, os, warnings
 from collections.abc import Sequence
 from pathlib import Path
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from ..core import progress
-from .base import Captioned
+from .base import Captioned, subset
 from ..models.encoder import ImageTextEncoder
 
 # %% ../../nbs/appendix/features.ipynb #749344dc
@@ -63,28 +63,58 @@ def _embed(encoder, ds, batch_size, *, workers, grid):
     return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),errors
 
 # %% ../../nbs/appendix/features.ipynb #16d9ed94
-def _digest(ids): return hashlib.sha256('\n'.join(ids).encode()).hexdigest()
+def _checksum(x):
+    "SHA-256 of a tensor's bytes"
+    return hashlib.sha256(x.contiguous().view(torch.uint8).numpy()).hexdigest()
 
-def _load(path, ids, encoder, *, grid):
-    "Features from a file if they are those of these photos and this encoder"
-    if not path.is_file(): return None
-    with safe_open(path, 'pt') as f:
-        meta = f.metadata() or {}
-        if meta.get('encoder')!=encoder.hash or meta.get('asked')!=_digest(ids): return None
-        if ('grid' in meta)!=grid: return None
-        x = f.get_tensor('x').to(getattr(encoder, 'device', 'cpu'))
-        return Features(meta['ids'].split('\n'), x, encoder.hash)
-
-def _save(path, features, asked, *, grid):
+def _save(path, features, stamps, *, grid):
     "Write features to a file, all of it or nothing"
     path.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(encoder=features.encoder_hash, ids='\n'.join(features.ids), asked=_digest(asked))
-    if grid: meta['grid'] = '1'
-    tmp = Path(f'{path}.tmp')
-    save_file({'x': features.x.cpu().contiguous()}, tmp, meta)
+    x = features.x.cpu().contiguous()
+    rows = [(o, stamps[o]) for o in features.ids]
+    about = dict(encoder=features.encoder_hash, grid=grid, rows=rows, shape=list(x.shape),
+                 checksum=_checksum(x))
+    tmp = Path(f'{path}.{os.getpid()}.tmp')
+    save_file({'x': x}, tmp, dict(about=json.dumps(about)))
     tmp.replace(path)
 
+def _read(path, encoder, *, grid):
+    "Header and vectors of a file; None if they are another encoder's"
+    with safe_open(path, 'pt') as f:
+        about = (f.metadata() or {}).get('about')
+        if about is None: return None
+        about = json.loads(about)
+        if (about['encoder'],about['grid'])!=(encoder.hash,grid): return None
+        x = f.get_tensor('x')
+    shape = [len(about['rows']), *about['shape'][1:]]
+    if list(x.shape)!=shape or _checksum(x)!=about['checksum']:
+        raise ValueError('its vectors are not those that were written')
+    return about,x
+
+# %% ../../nbs/appendix/features.ipynb #3442ea66
+def _load(path, stamps, encoder, *, grid):
+    "Rows of a file by name, of photos that are still the same, and its vectors"
+    if path.is_dir(): raise ValueError(f'{path} is a folder, and features are kept in a file')
+    if not path.is_file(): return {},None
+    try: found = _read(path, encoder, grid=grid)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        aside = Path(f'{path}.damaged')
+        warnings.warn(f'The features in {path} are damaged ({e}): the file is set aside as '
+            f'{aside.name}, and the photos are embedded again')
+        path.replace(aside)
+        return {},None
+    if found is None: return {},None
+    about,x = found
+    return {o:i for i,(o,stamp) in enumerate(about['rows']) if stamps.get(o)==stamp},x
+
 # %% ../../nbs/appendix/features.ipynb #15c7a9a8
+def _report(errors, n):
+    "Warn of photos that could not be read"
+    if not errors: return
+    name,error = next(iter(errors.items()))
+    warnings.warn(f'{len(errors)} of {n} photos could not be read and are left out, '
+        f'first {name}: {error}')
+
 def encode_dataset(
     encoder:ImageTextEncoder, # the encoder
     ds:Captioned, # photos; captions are not looked at
@@ -95,16 +125,25 @@ def encode_dataset(
     grid:bool=False, # patches too? Then `x` is 'n m d', as `encode_grid` gives it
 )->Features: # of every photo that could be opened
     "Embed all photos of a data set"
-    # 1) perhaps we have it already
-    if cache and (found := _load(Path(cache), ds.ids, encoder, grid=grid)): return found
-    # 2) embed what can be opened, and warn of the rest
-    ids,x,errors = _embed(encoder, ds, batch_size, workers=workers, grid=grid)
-    if errors:
-        name,error = next(iter(errors.items()))
-        warnings.warn(f'{len(errors)} of {len(ds)} photos could not be read and are left out, '
-            f'first {name}: {error}')
-    if not ids: raise ValueError('None of the photos could be read')
-    # 3) keep it
-    features = Features(ids, x, encoder.hash)
-    if cache: _save(Path(cache), features, ds.ids, grid=grid)
+    # 1) perhaps we have some of them already
+    stamps = {o:ds.stamp(i) for i,o in enumerate(ds.ids)}
+    kept,old = _load(Path(cache), stamps, encoder, grid=grid) if cache else ({},None)
+    lacking = [i for i,o in enumerate(ds.ids) if o not in kept]
+    # 2) embed the others as far as they can be opened, and warn of the rest
+    todo = subset(ds, lacking)
+    ids,x,errors = _embed(encoder, todo, batch_size, workers=workers, grid=grid)
+    _report(errors, len(ds))
+    if not ids and not kept: raise ValueError('None of the photos could be read')
+    # 3) put them together
+    at = kept | {o:i+(0 if old is None else len(old)) for i,o in enumerate(ids)}
+    order = [o for o in ds.ids if o in at]
+    rows = [at[o] for o in order]
+    if old is not None: x = torch.cat([old, x.cpu()]) if ids else old
+    if rows!=list(range(len(x))): x = x[rows]
+    x = x.to(getattr(encoder, 'device', 'cpu'))
+    features = Features(order, x, encoder.hash)
+    # 4) keep them
+    if cache and ids:
+        try: _save(Path(cache), features, stamps, grid=grid)
+        except (OSError, SafetensorError) as e: warnings.warn(f'The features are not kept: {e}')
     return features

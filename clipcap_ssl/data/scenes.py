@@ -10,7 +10,7 @@ __all__ = ['values', 'relations', 'held_out', 'synonyms', 'plurals', 'lexicon', 
 import random
 from dataclasses import dataclass, replace
 from .base import Captioned
-from .painter import backgrounds, draw_scene
+from .painter import backgrounds, draw_scene, painter_version
 
 # %% ../../nbs/02_scenes.ipynb #743e0b91
 values = dict(
@@ -248,7 +248,9 @@ class ToyScenes(Captioned):
         self.scenes = [sample_scene(random.Random(f'scene {seed} {i}'), unseen) for i in range(n)]
         captions = [self._captions(i, n_captions) for i in range(n)]
         ids = [f's{seed}-{i:05}' for i in range(n)]
-        super().__init__(ids, captions, lambda i: draw_scene(self.scenes[i], f'{seed} {i}'))
+        about = f'seed {seed}, unseen {unseen}, painter {painter_version}'
+        super().__init__(ids, captions, lambda i: draw_scene(self.scenes[i], f'{seed} {i}'),
+                         stamp=lambda i: about)
 
     def _captions(self, i, n_captions):
         rngs = [random.Random(f'caption {self.seed} {i} {j}') for j in range(n_captions)]

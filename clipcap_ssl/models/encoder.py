@@ -6,7 +6,7 @@
 __all__ = ['contrastive_loss', 'ImageTextEncoder', 'OpenCLIPEncoder', 'weights_hash', 'load_encoder', 'pooled', 'foil_accuracy']
 
 # %% ../../nbs/03_encoder.ipynb #599bf511
-import hashlib, sys, urllib.request
+import hashlib, json, sys, urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -44,7 +44,7 @@ def contrastive_loss(
 class ImageTextEncoder(Protocol):
     "What the rest of the book needs of an encoder"
     name:str # how to load it again
-    hash:str # of its weights, such as their SHA-256 in hexadecimal; another hash means other vectors
+    hash:str # of weights and settings, such as their SHA-256; another hash means other vectors
     dim:int # d, the width of its vectors
     logit_scale:float # its learnt inverse temperature
     def encode_image(self, images:list[Image.Image])->Float[Tensor,'b d']: ...
@@ -59,7 +59,7 @@ class OpenCLIPEncoder:
         tokenizer, # texts -> token ids
         *,
         name:str, # how to load it again
-        hash:str='', # of its weights
+        hash:str='', # of its weights, architecture and preprocessing
         trained_on:frozenset=frozenset(), # names of photos it was trained on, where known
     ):
         self.model = model.eval().requires_grad_(False)
@@ -115,6 +115,11 @@ def weights_hash(
     "SHA-256 of a weights file"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _identity(weights, model_cfg, preprocess_cfg):
+    "SHA-256 of an encoder: its weights' hash, its architecture and its preprocessing"
+    about = [weights, model_cfg, preprocess_cfg]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
 # %% ../../nbs/03_encoder.ipynb #d2bf9cc9
 def _from_folder(folder, name, device):
     "An OpenCLIP model from a local folder"
@@ -129,8 +134,10 @@ def _from_folder(folder, name, device):
         error = f'{type(e).__name__}: {e}'
         raise ValueError(f'{folder} does not hold a readable OpenCLIP model ({error})') from e
     seen = folder/'trained_on.json'
+    cfg = read_json(folder/'open_clip_config.json')
+    own = _identity(weights_hash(weights), cfg.get('model_cfg'), cfg.get('preprocess_cfg'))
     return OpenCLIPEncoder(model, preprocess, open_clip.get_tokenizer(where), name=name,
-        hash=weights_hash(weights), trained_on=read_json(seen)['ids'] if seen.exists() else ())
+        hash=own, trained_on=read_json(seen)['ids'] if seen.exists() else ())
 
 # %% ../../nbs/03_encoder.ipynb #7bc117b7
 def _hub_answers(seconds=5):
@@ -181,7 +188,9 @@ def _from_tag(arch, tag, name, *, device):
     make = open_clip.create_model_and_transforms
     model,_,preprocess = make(arch, pretrained=tag, device=device)
     tokenizer = open_clip.get_tokenizer(arch)
-    return OpenCLIPEncoder(model, preprocess, tokenizer, name=name, hash=_state_hash(model))
+    cfg = open_clip.get_model_config(arch),open_clip.get_model_preprocess_cfg(model)
+    own = _identity(_state_hash(model), *cfg)
+    return OpenCLIPEncoder(model, preprocess, tokenizer, name=name, hash=own)
 
 # %% ../../nbs/03_encoder.ipynb #8ad92025
 def _own_encoder(name, device):

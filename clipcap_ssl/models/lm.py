@@ -67,13 +67,16 @@ def tokenize_captions(
     tokenizer:PreTrainedTokenizerBase, # has an end token; without a pad token it pads with that
     texts:list[str], # captions
     max_length:int=64, # longest caption in tokens, end token included
-)->tuple[Int[Tensor,'b t'],Bool[Tensor,'b t']]: # tokens, and which are real: the end token is, padding is not
+)->tuple[Int[Tensor,'b t'],Bool[Tensor,'b t']]: # tokens, and which are real: no padding, no end where one was cut
     "Captions with their end token, padded on the right to the longest of them"
     eos, pad = special_tokens(tokenizer)
     texts = [t.replace(tokenizer.eos_token, ' ') for t in texts]
     ids = tokenizer(texts, add_special_tokens=False)['input_ids']
+    real = [torch.ones(min(len(i)+1, max_length), dtype=torch.bool) for i in ids]
+    for i,r in zip(ids, real):
+        if len(i)>=max_length: r[-1] = False   # it was cut, so it does not end here
     ids = [torch.tensor(i[:max_length-1]+[eos]) for i in ids]
-    mask = pad_sequence([torch.ones(len(i), dtype=torch.bool) for i in ids], batch_first=True)
+    mask = pad_sequence(real, batch_first=True)
     return pad_sequence(ids, batch_first=True, padding_value=pad), mask
 
 # %% ../../nbs/05_language_model.ipynb #1594f16a

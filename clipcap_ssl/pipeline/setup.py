@@ -6,7 +6,8 @@
 __all__ = ['Judged', 'OwnParts', 'Parts', 'scene_parts', 'join', 'prepare', 'trained_on', 'name_own', 'ledger']
 
 # %% ../../nbs/appendix/setup.ipynb #2fc4e7ca
-import hashlib, random
+import hashlib, random, warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from .config import Config
 from ..core import asset_path, clipcap_home, named_object, read_json
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
 from ..data.base import subset, without_captions
+from ..data.captions import data_folder, read_utf8, whole_text
 from ..data.features import Features, encode_dataset
 from ..models.encoder import ImageTextEncoder, load_encoder
 from ..report.evaluate import human_row
@@ -29,7 +31,7 @@ class Judged:
     "Photos that captions are judged on"
     photos:Captioned # with their captions
     references:dict # name -> captions
-    human:dict # name -> the caption set aside
+    human:dict # name -> the caption set aside; empty if a photo has no caption to spare
     x:Float[Tensor,'n d'] # the encoder's features
     x_judge:Float[Tensor,'n d'] # the judge's
     scenes:dict|None=None # name -> scene graph, where there is one
@@ -82,10 +84,31 @@ def _unknown_part(ds, known, n=0):
     keep = [i for i,o in enumerate(ds.ids) if o not in known]
     return subset(ds, keep[:n] if n>0 else keep)
 
+_judged_on = ('test','val','validation','dev')
+
+def _by_split(ds, where):
+    "Training photos and test photos of a folder, as its rows say"
+    named = Counter(ds.splits)
+    judged = next((o for o in _judged_on if o in named), None)
+    if judged is None or not (named['train'] or named[None]):
+        raise ValueError(f"{where} needs photos of split 'train' and photos of split 'test'; "
+            f'splits there: {sorted(map(str, named))}')
+    if named[None]:
+        warnings.warn(f'{named[None]} of {len(ds)} photos in {where} name no split: '
+            'they are used for training')
+    unused = [o for o in named if o not in ('train', None, *_judged_on)]
+    if unused:
+        n = sum(named[o] for o in unused)
+        warnings.warn(f'{n} of {len(ds)} photos in {where} are of other splits and are not used: '
+            f'{sorted(unused)}')
+    def part(*splits): return subset(ds, [i for i,o in enumerate(ds.splits) if o in splits])
+    return part('train', None),part(judged)
+
 def _folder_parts(cfg, known):
     "Training photos, further photos and test photos of a folder, without what the encoders know"
-    train = _unknown_part(CaptionFolder(cfg.data, 'train'), known, cfg.n_train)
-    test = _unknown_part(CaptionFolder(cfg.data, 'test'), known, cfg.n_test)
+    train,test = _by_split(CaptionFolder(cfg.data), cfg.data)
+    train = _unknown_part(train, known, cfg.n_train)
+    test = _unknown_part(test, known, cfg.n_test)
     if not cfg.unlabelled: return train,None,test
     more = _unknown_part(CaptionFolder(cfg.data, manifest=cfg.unlabelled), known)
     return train,more,test
@@ -96,8 +119,14 @@ def join(
     b:Captioned, # another, with other names
 )->Captioned: # the photos of both
     "Two data sets one after the other"
-    def image(i): return a.image(i) if i<len(a) else b.image(i-len(a))
-    return Captioned(a.ids+b.ids, a.captions+b.captions, image)
+    def at(i): return (a,i) if i<len(a) else (b,i-len(a))
+    def image(i):
+        ds,j = at(i)
+        return ds.image(j)
+    def stamp(i):
+        ds,j = at(i)
+        return ds.stamp(j)
+    return Captioned(a.ids+b.ids, a.captions+b.captions, image, stamp=stamp)
 
 # %% ../../nbs/appendix/setup.ipynb #d2b9b151
 def _features(encoder, ds, grid=False):
@@ -133,29 +162,77 @@ def _texts(cfg):
     if not cfg.texts:
         raise ValueError('A start from text on photos needs sentences: '
                          'texts=FILE, a file in the data folder with one sentence per line')
-    file = Path(cfg.data).expanduser()/cfg.texts
-    lines = [o.strip() for o in file.read_text(encoding='utf-8').splitlines()]
+    file = data_folder(cfg.data)/cfg.texts
+    lines = [whole_text(o.strip()) for o in read_utf8(file).split('\n')]
     return [o for o in dict.fromkeys(lines) if o][:cfg.n_texts]
 
 # %% ../../nbs/appendix/setup.ipynb #a31b1a01
 def _keep_apart(ds, n, seed):
-    "Training photos, and `n` others"
+    "Training photos, and `n` others that have captions"
     if not n: return ds,None
-    order = list(range(len(ds)))
+    order = [i for i,c in enumerate(ds.captions) if c]
+    if n>=len(order):
+        raise ValueError(f'n_dev={n} photos are to be kept apart, and of the training photos '
+            f'{len(order)} have captions')
     random.Random(f'dev {seed}').shuffle(order)
-    return subset(ds, sorted(order[n:])),subset(ds, sorted(order[:n]))
+    apart = set(order[:n])
+    return subset(ds, [i for i in range(len(ds)) if i not in apart]),subset(ds, sorted(apart))
 
 # %% ../../nbs/appendix/setup.ipynb #481d2aaf
+def _set_aside(refs):
+    "One caption of each photo, and the others as references; nothing is set aside from one alone"
+    if any(len(o)<2 for o in refs.values()): return {},refs
+    return human_row(refs)
+
 def _judged(ds, encoder, judge, *, grid, scenes=None):
-    "Photos to judge on: those that both encoders could read and that have two captions or more"
+    "Photos to judge on: those that both encoders could read and that have captions"
+    bare = [o for o,c in zip(ds.ids, ds.captions) if not any(map(str.strip, c))]
+    if bare:
+        warnings.warn(f'{len(bare)} of {len(ds)} photos to judge on have no caption and are left '
+            f'out, first {bare[0]}')
+    ds = subset(ds, [i for i,o in enumerate(ds.ids) if o not in set(bare)])
+    if not ds.ids: raise ValueError('None of the photos to judge on has a caption')
     seen,seen_by_judge = _features(encoder, ds, grid),_features(judge, ds)
-    good = [i for i,o in enumerate(ds.ids)
-            if o in seen and o in seen_by_judge and len(ds.captions[i])>1]
-    photos = subset(ds, good)
-    human,refs = human_row(references(photos))
+    photos = subset(ds, [i for i,o in enumerate(ds.ids) if o in seen and o in seen_by_judge])
+    if not photos.ids: raise ValueError('No photo to judge on was read by both encoders')
+    human,refs = _set_aside(references(photos))
     graphs = {o:scenes[o] for o in photos.ids} if scenes else None
     return Judged(photos=photos, references=refs, human=human, scenes=graphs,
                   x=seen[photos.ids], x_judge=seen_by_judge[photos.ids])
+
+# %% ../../nbs/appendix/setup.ipynb #d2539f88
+def _cut_by_photo(labels, n_choose):
+    "Labels to train by, and about `n_choose` (at most, unless one photo has more) of other photos"
+    per_photo = Counter(i for i,_ in labels)
+    taken,count = set(),0
+    for i,n in per_photo.items():
+        if count>=n_choose: break
+        if taken and count+n>n_choose: continue
+        taken.add(i)
+        count += n
+    choose = [o for o in labels if o[0] in taken]
+    return [o for o in labels if o[0] not in taken],choose
+
+# %% ../../nbs/appendix/setup.ipynb #bd35e781
+_need_no_label = ('text_only','full','full_guided','human')
+_need_no_photo = ('stage1','guided','best_of_n','full','full_guided','human')
+
+def _check_parts(cfg, parts):
+    "Refuse rows that lack something"
+    kinds = {r.partition('@')[0] for r in cfg.rows}
+    need_labels = sorted(kinds.difference(_need_no_label))
+    need_photos = sorted(kinds.difference(_need_no_photo))
+    if need_labels and not parts.labels_to_train:
+        raise ValueError(f'rows {need_labels}: no labelled photo is left to train on '
+            f'(n_pairs={cfg.n_pairs}, {len(parts.labels_to_choose)} pairs kept back to choose by)')
+    if len(parts.x)<2 and (need_photos or cfg.n_texts):
+        why = f'rows {need_photos}' if need_photos else 'a start from text'
+        raise ValueError(f'{why}: photos without captions are needed, and {len(parts.x)} are left: '
+            f'take fewer labels (n_pairs={cfg.n_pairs}), or give more photos (unlabelled=FILE)')
+    judged = [o for o in (parts.test, parts.dev) if o]
+    if 'human' in kinds and not all(o.human for o in judged):
+        raise ValueError("The row 'human' sets one caption of each photo aside and judges it by "
+            "the others, and some photos have one caption alone: leave 'human' out of rows")
 
 # %% ../../nbs/appendix/setup.ipynb #d59b7f9b
 def prepare(
@@ -177,6 +254,7 @@ def prepare(
     train,apart = _keep_apart(train, cfg.n_dev, cfg.seed)
     # 3) labelled pairs; every photo without a label loses its captions
     labels = split_labelled(train, n_pairs=cfg.n_pairs, seed=cfg.seed)
+    to_train,to_choose = _cut_by_photo(labels, cfg.n_dev_pairs)
     labelled = {i for i,_ in labels}
     plain = without_captions(subset(train, [i for i in range(len(train)) if i not in labelled]))
     if more: plain = join(plain, without_captions(more))
@@ -184,10 +262,13 @@ def prepare(
     test = _judged(test, encoder, judge, grid=grid, scenes=graphs)
     feats = _training_features(encoder, train, more, grid=grid)
     dev = _judged(apart, encoder, judge, grid=grid) if apart else None
-    return Parts(encoder=encoder, judge=judge, train=train, features=feats,
-        labels_to_train=labels[cfg.n_dev_pairs:], labels_to_choose=labels[:cfg.n_dev_pairs],
+    parts = Parts(encoder=encoder, judge=judge, train=train, features=feats,
+        labels_to_train=to_train, labels_to_choose=to_choose,
         plain=plain, x=feats[[o for o in plain.ids if o in feats]], texts=_texts(cfg),
         test=test, dev=dev, own=own)
+    # 5) can every row be trained and judged?
+    _check_parts(cfg, parts)
+    return parts
 
 def trained_on(
     encoder:ImageTextEncoder, # an encoder

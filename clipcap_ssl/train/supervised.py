@@ -6,6 +6,7 @@
 __all__ = ['Pairs', 'labelled_pairs', 'caption_step', 'mean_loss', 'KeepBest', 'optimiser', 'train_supervised']
 
 # %% ../../nbs/08_stage1.ipynb #0c24eade
+import math, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import torch
@@ -27,19 +28,37 @@ class Pairs:
     def __len__(self)->int: return len(self.x)
 
 # %% ../../nbs/08_stage1.ipynb #2a36806d
+def _check_words(tokenizer, tokens, most=.05):
+    "Refuse labels that the language model cannot spell"
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown==tokenizer.eos_token_id: return
+    share = (tokens==unknown).sum().item()/max(len(tokens), 1)
+    if share>most:
+        raise ValueError(f"{share:.0%} of the labels' tokens are unknown to the language model "
+            '(lm): it was made for other words. Choose one that knows the language')
+
 def labelled_pairs(
     ds:Captioned, # photos with captions
     pairs:Sequence[tuple[int,int]], # (index of a photo, index of its caption), as from `split_labelled`
     features:Features, # of those photos
     model:Captioner, # its tokenizer is used, and its device
     *,
-    max_length:int=40, # longest caption, tokens
+    max_length:int=None, # longest caption, tokens (by default 128, or what the model has room for)
 )->Pairs:
     "Features and tokens of labelled pairs"
     pairs = [(i,j) for i,j in pairs if ds.ids[i] in features]
     if not pairs: raise ValueError('None of the labelled photos has features')
+    # 1) tokens
     texts = [ds.captions[i][j] for i,j in pairs]
+    if max_length is None: max_length = min(128, model.room)
     tokens,mask = tokenize_captions(model.tokenizer, texts, max_length)
+    # 2) can they be learnt?
+    ends = tokens[torch.arange(len(tokens)), mask.sum(1)-1]==model.tokenizer.eos_token_id
+    _check_words(model.tokenizer, tokens[mask])
+    if n := (~ends).sum().item():
+        warnings.warn(f'{n} of {len(pairs)} labels are longer than {max_length} tokens: '
+            'they are cut, and no end is taught')
+    # 3) features
     x = features[[ds.ids[i] for i,_ in pairs]]
     device = model.null_prefix.device
     return Pairs(x.to(device), tokens.to(device), mask.to(device))
@@ -96,18 +115,21 @@ class KeepBest:
         model.train()
         row['dev'] = score
         self.seen.append((step, score))
-        # 2) keep the best
-        if self.at is None or score<=min(s for _,s in self.seen):
+        # 2) keep the best; a loss that is no number is never the best
+        numbers = [s for _,s in self.seen if not math.isnan(s)]
+        if not math.isnan(score) and score<=min(numbers):
             self.at = step
             trained = ((k, p) for k,p in model.named_parameters() if p.requires_grad)
             self.best = {k:p.detach().clone() for k,p in trained}
         # 3) how many looks ago was it?
         steps = [s for s,_ in self.seen]
-        return len(steps)-1-steps.index(self.at)>=self.patience
+        waited = len(steps) if self.at is None else len(steps)-1-steps.index(self.at)
+        return waited>=self.patience
 
     def restore(self, model:Captioner):
         "Put the best parameters back"
-        if self.seen: model.load_state_dict(self.best, strict=False)
+        if self.best: model.load_state_dict(self.best, strict=False)
+        elif self.seen: warnings.warn('The score was no number at any look: no parameters are kept')
 
 # %% ../../nbs/08_stage1.ipynb #a22b1dd7
 def optimiser(

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from ..core import named_object, set_seed
 from ..data.photos import read_photo
-from .encoder import ImageTextEncoder, load_encoder
+from .encoder import ImageTextEncoder
 from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from .lm import freeze, token_logprobs
 from .loading import add_lora, load_lm
 from .mapper import make_mapper
-from .sharing import SafeHubMixin, model_card, read_captioner, write_captioner
+from .sharing import SafeHubMixin, find_encoder, model_card, read_captioner
+from .sharing import write_captioner
 
 # %% ../../nbs/06_captioner.ipynb #905ea525
 def own_settings(
@@ -65,6 +66,8 @@ class Captioner(nn.Module, SafeHubMixin,
         super().__init__()
         self.mapper, self.lm, self.tokenizer = mapper, own_settings(lm), tokenizer
         self.encoder_name, self.encoder_hash, self.facts = encoder_name, encoder_hash, {}
+        self.decoding = {} # arguments of `caption` that it was scored with: its defaults
+        self.places = [] # folders in which its encoder may lie
         self.__dict__['_encoder'] = None # not a part of the module
         e = lm.get_input_embeddings().embedding_dim
         self.null_prefix = nn.Parameter(torch.randn(mapper.k, e)*.02)
@@ -84,6 +87,10 @@ class Captioner(nn.Module, SafeHubMixin,
     )->Float[Tensor,'b k e']:
         "What the language model reads where words would be"
         p = self.mapper(x.to(self.dtype))
+        if p.shape[1:] != self.null_prefix.shape:
+            found, needed = tuple(p.shape[1:]), tuple(self.null_prefix.shape)
+            raise ValueError(f'The mapping network gives prefixes of shape {found}, and {needed} is needed: '
+                "k vectors of the language model's width e")
         return p if null is None else torch.where(null[:,None,None], self.null_prefix, p)
 
     def forward(self,
@@ -134,7 +141,7 @@ class Captioner(nn.Module, SafeHubMixin,
     @property
     def encoder(self)->ImageTextEncoder:
         "The image encoder, loaded when it is first asked for"
-        if self._encoder is None: self.attach(load_encoder(self.encoder_name, device=self.device))
+        if self._encoder is None: self.attach(find_encoder(self))
         return self._encoder
 
     def embed(self,
@@ -166,9 +173,11 @@ class Captioner(nn.Module, SafeHubMixin,
         model_id:str, mapper:nn.Module|type=None, lm:str|Path=None, **hub)->Self:
         return read_captioner(cls, model_id, mapper, lm=lm)
 
-    if TYPE_CHECKING: # its body is in the chapter on decoding, exported to this module
+    if TYPE_CHECKING: # their bodies are in the chapter on decoding, exported to this module
         def caption(self, photos:str|Path|Image.Image|np.ndarray|list, n:int=1, *,
             decode:str|Callable=None, batch_size:int=64, urls:bool=False, **kwargs)->str|list: ...
+        def write(self, x:Float[Tensor,'b d'], n:int=1, *,
+            decode:str|Callable=None, **kwargs)->list[str]: ...
 
 # %% ../../nbs/06_captioner.ipynb #f5c29d3d
 def caption_loss(
@@ -226,6 +235,7 @@ def new_captioner(
 
 # %% ../../nbs/09_generate.ipynb #8b98950c
 import difflib
+from functools import partial
 from .generate import beam, best_of_n, greedy, guided, sample
 
 # %% ../../nbs/09_generate.ipynb #5186fd57
@@ -288,6 +298,46 @@ def _texts(result, n_photos, n):
                          f'{n_photos} photos need {n} each, {n*n_photos} in all')
     return list(texts)
 
+# %% ../../nbs/09_generate.ipynb #97be779e
+_rules = ('max_new_tokens','min_new_tokens','no_repeat_ngram_size','repetition_penalty')
+_choosing = ('do_sample','num_beams','temperature','top_k','top_p')
+
+def _defaults(model, decode, n, kwargs):
+    "The name of the decoder and the arguments, a captioner's own where nothing else is asked for"
+    own = dict(model.decoding)
+    name = own.pop('decode', None)
+    asks = decode is not None or n>1 or any(k in kwargs for k in _choosing)
+    if asks and decode!=name: return decode,{k:v for k,v in own.items() if k in _rules}|kwargs
+    if 'n' in own: own['n'] = max(own['n'], n)     # best of n: at least as many as are asked for
+    return name,own|kwargs
+
+def _ready(model, decode, n, kwargs):
+    "The decoder that is asked for, with all its arguments but the captioner and the features"
+    if callable(decode): return partial(decode, **kwargs)
+    if decode not in (None, *_decoders):
+        raise ValueError(f"There is no decoder '{decode}': choose from {', '.join(_decoders)}")
+    decode,kwargs = _defaults(model, decode, n, kwargs)
+    decode,kwargs = _decoder(decode, n, kwargs)
+    if decode=='best_of_n': kwargs = dict(encoder=model.encoder, n=max(8, n), keep=n) | kwargs
+    elif n>1: kwargs['n'] = n
+    _check_arguments(decode, _decoders[decode], kwargs)
+    return partial(_decoders[decode], **kwargs)
+
+
+# %% ../../nbs/09_generate.ipynb #633cee2e
+@patch
+def write(self:Captioner,
+    x:Float[Tensor,'b d'], # image features, as from `embed`
+    n:int=1, # captions per photo; more than one needs samples, beams or 'best_of_n'
+    *,
+    decode:str|Callable=None, # as for `caption`
+    **kwargs, # for the decoder
+)->list[str]: # 'b*n' captions, those of a photo together
+    "Captions of features, as `caption` writes them of photos"
+    n = _count(n, kwargs)
+    return _texts(_ready(self, decode, n, kwargs)(self, x), len(x), n)
+
+
 # %% ../../nbs/09_generate.ipynb #56d310f3
 @patch
 def caption(self:Captioner,
@@ -306,18 +356,10 @@ def caption(self:Captioner,
     if not todo: return []
     # 2) which decoder, with which arguments
     n = _count(n, kwargs)
-    if callable(decode): decoder = decode
-    else:
-        if decode not in (None, *_decoders):
-            raise ValueError(f"There is no decoder '{decode}': choose from {', '.join(_decoders)}")
-        decode,kwargs = _decoder(decode, n, kwargs)
-        decoder = _decoders[decode]
-        if decode=='best_of_n': kwargs = dict(encoder=self.encoder, n=max(8, n), keep=n) | kwargs
-        elif n>1: kwargs['n'] = n
-        _check_arguments(decode, decoder, kwargs)
+    decoder = _ready(self, decode, n, kwargs)
     # 3) read, embed, write
     parts = [todo[i:i+batch_size] for i in range(0, len(todo), batch_size)]
     x = torch.cat([self.embed([read_photo(p, urls) for p in part]) for part in parts])
-    texts = _texts(decoder(self, x, **kwargs), len(todo), n)
+    texts = _texts(decoder(self, x), len(todo), n)
     found = [texts[i:i+n] if n>1 else texts[i] for i in range(0, len(texts), n)]
     return found if many else found[0]

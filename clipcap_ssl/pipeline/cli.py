@@ -6,11 +6,13 @@
 __all__ = ['columns', 'clipcap_train', 'clipcap_demo', 'clipcap_eval', 'clipcap_caption', 'clipcap_pretrain']
 
 # %% ../../nbs/18_cli.ipynb #cbdeba77
-import importlib, json, sys, tomllib
+import importlib, json, math, sys, tomllib
+from dataclasses import replace
 from pathlib import Path
 from fastcore.script import Param, call_parse
 from ..core import asset_path, default_device, plainly, read_json, write_json
-from .config import Config, kept_row, load_config, own_names
+from .config import Config, load_config, own_names, run_config, saved_row
+from .config import settings_table
 
 # %% ../../nbs/18_cli.ipynb #385c58fe
 def _settings(pairs):
@@ -46,18 +48,24 @@ def _to_stderr(text): print(text, file=sys.stderr)
 @call_parse
 @plainly
 def clipcap_train(
-    recipe:str, # A recipe of the package (scenes, photos, photos_small) or the path of a .toml file
+    recipe:Param('A recipe of the package (scenes, photos, photos_small) or a .toml file',
+                 str, opt=False, nargs='?')=None,
     set:Param('A setting, as key=value; may be repeated', str, action='append')=None,
     out:str=None, # Folder of the run, where an interrupted run goes on; default: runs/RECIPE-seedN
     *,
     seed:int=None, # Seed of everything random; default: the recipe's
     device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
     workers:int=1, # Rows trained side by side, each in a process
+    settings:bool=False, # List all settings with default, meaning and range, and train nothing
 ):
     """Train and judge all rows of an experiment: stage 1 on few labels, stage 2 on photos without
     captions, and the controls. A recipe may name parts of your own, such as
     mapper=package.module:Class. Their module must be installed or on PYTHONPATH.
     Example: clipcap_train scenes --set n_pairs=200 --set rows=stage1,stage2_expert --seed 1"""
+    if settings:
+        print(settings_table())
+        return
+    if recipe is None: raise ValueError('name a recipe: scenes, photos, photos_small or a file')
     from clipcap_ssl.pipeline.experiment import run
     over = _settings(set)
     if seed is not None: over['seed'] = seed
@@ -97,6 +105,20 @@ def _import_code(modules, cfg, settings):
             raise ValueError(f"The run's {setting} is '{name}', code of somebody's own, which is "
                              f'not run unasked. If you trust it: --code {module}')
 
+# %% ../../nbs/18_cli.ipynb #8109a0d3
+def _encoder_name(encoder):
+    "An encoder as `load_encoder` names it, also where it is given as a folder"
+    return f'open_clip:{encoder}' if Path(encoder).expanduser().is_dir() else encoder
+
+def _dtype(name):
+    "A number format by its name"
+    if name is None: return None
+    import torch
+    known = ('float32','bfloat16','float16')
+    if name not in known: raise ValueError(f"dtype is one of {' '.join(known)}, not '{name}'")
+    return getattr(torch, name)
+
+
 # %% ../../nbs/18_cli.ipynb #748d976e
 def _unseen(parts):
     "Training photos that stage 2 saw without their captions, as many as there are test photos"
@@ -105,13 +127,17 @@ def _unseen(parts):
     ids = ids[:len(parts.test.ids)]
     return parts.features[ids],{i:list(captions[i]) for i in ids}
 
-def _judge_again(parts, cfg, model, split):
+def _at_least_one(batch):
+    "A batch size"
+    if batch<1: raise ValueError(f'batch is 1 or more, not {batch}')
+    return batch
+
+def _judge_again(parts, cfg, model, *, split, writing):
     "The scores of a captioner on a split"
-    from clipcap_ssl.pipeline.experiment import write_captions
     from clipcap_ssl.report.evaluate import evaluate
     test = parts.test
     x,refs = (test.x,test.references) if split=='test' else _unseen(parts)
-    captions = dict(zip(refs, write_captions(cfg, kept_row(cfg), model, x=x)))
+    captions = dict(zip(refs, model.write(x, **writing)))
     if split!='test': return evaluate(captions, refs, prompt=cfg.prompt, reward=parts.encoder)
     graphs = test.scenes if len(test.ids)>=100 else None
     return evaluate(captions, refs, test.x_judge, judge=parts.judge, scenes=graphs,
@@ -123,6 +149,12 @@ def _judge_again(parts, cfg, model, split):
 def clipcap_eval(
     run:str, # Folder of a run, written by clipcap_train or clipcap_demo
     split:str='test', # test, or unseen: training photos that stage 2 saw without their captions
+    *,
+    device:str='cpu', # Where to run, such as cpu or cuda
+    dtype:str=None, # Number format of the captioner: float32, bfloat16 or float16; default: as saved
+    batch:int=256, # Captions written at a time
+    decode:str=None, # greedy, sample, beam, guided or best_of_n; default: as for the run's scores
+    encoder:str=None, # Folder of the encoder, if it is not where the run had it
     code:Param('A module of your own to import; may be repeated', str, action='append')=None,
 ):
     """Judge the captioner of a run once more. Prints one table and writes RUN/eval-SPLIT.json.
@@ -131,16 +163,23 @@ def clipcap_eval(
     if not (folder/'config.toml').is_file():
         raise FileNotFoundError(f'{folder} is no run: it has no config.toml')
     if split not in ('test','unseen'): raise ValueError(f"split is test or unseen, not '{split}'")
-    cfg = load_config(folder/'config.toml')
+    cfg = run_config(folder)
+    if encoder: cfg = replace(cfg, encoder=_encoder_name(encoder))
     _import_code(code, cfg, ['encoder','judge','mapper'])
     # what is heavy
     from clipcap_ssl.models.captioner import Captioner
+    from clipcap_ssl.pipeline.experiment import row_decoding
     from clipcap_ssl.pipeline.setup import prepare
     from clipcap_ssl.report.evaluate import table
-    parts = prepare(cfg)
-    model = Captioner.from_pretrained(folder/'captioner').attach(parts.encoder)
-    scores = _judge_again(parts, cfg, model, split)
-    row,numbers = kept_row(cfg),{k:float(v) for k,v in scores.items()}
+    if not (folder/'captioner').is_dir(): raise FileNotFoundError(f'{folder} kept no captioner')
+    parts = prepare(cfg, device)
+    kept = dict(device=device, dtype=_dtype(dtype))
+    model = Captioner.from_pretrained(folder/'captioner', **kept).attach(parts.encoder)
+    row = saved_row(folder/'captioner')
+    if not model.decoding: model.decoding = row_decoding(cfg, row)
+    writing = dict(decode=decode, batch_size=_at_least_one(batch))
+    scores = _judge_again(parts, cfg, model, split=split, writing=writing)
+    numbers = {k:float(v) for k,v in scores.items() if math.isfinite(v)}
     write_json(folder/f'eval-{split}.json', dict(row=row, split=split, scores=numbers))
     print(table({row: scores}, [c for c in columns if c in scores]))
 
@@ -154,17 +193,18 @@ def _read_photos(rows):
         except ValueError as e: r['error'] = str(e)
     return images
 
-def _caption_rows(model, files, below, *, cfg):
+def _caption_rows(model, files, below, *, batch, decode):
     "A row for each file, in batches"
-    from clipcap_ssl.pipeline.experiment import write_captions
     from clipcap_ssl.rewards.reward import clip_reward
-    for i in range(0, len(files), 32):
-        rows = [dict(file=f) for f in files[i:i+32]]
+    # samples depend on a photo's number, so these are written at once, as `caption` does
+    if (decode or model.decoding.get('decode')) in ('sample','best_of_n'): batch = len(files)
+    for i in range(0, len(files), batch):
+        rows = [dict(file=f) for f in files[i:i+batch]]
         images = _read_photos(rows)
         good = [r for r in rows if 'error' not in r]
         if good:
             x = model.embed(images)
-            captions = write_captions(cfg, 'greedy', model, x=x)
+            captions = model.write(x, decode=decode)
             similarity = clip_reward(model.encoder)(captions, x)[:,0].tolist()
             for r,caption,s in zip(good, captions, similarity):
                 unsure = None if below is None else s<below
@@ -176,21 +216,24 @@ def _looks_like_folder(path):
     "Is it meant as a folder, and not as OWNER/NAME on the hub?"
     return path.startswith(('.', '/', '~', 'runs/')) or path.count('/')!=1
 
-def _load_captioner(path, code, device):
-    "A captioner, the similarity below which it is unsure, and the settings of its decoding"
+def _load_captioner(path, code, device, *, dtype=None, encoder=None):
+    "A captioner, and the similarity below which it is unsure"
     folder = Path(path)
     if not folder.exists() and _looks_like_folder(str(path)):
         raise FileNotFoundError(f"There is no folder '{path}'. Give the folder of a run or of "
                                 'a captioner, or OWNER/NAME on the Hugging Face hub')
-    settings = [p/'config.toml' for p in (folder, folder.parent) if (p/'config.toml').is_file()]
-    cfg = load_config(settings[0]) if settings else Config()
+    runs = [p for p in (folder, folder.absolute().parent) if (p/'config.toml').is_file()]
+    cfg = run_config(runs[0]) if runs else Config()
     _import_code(code, cfg, ['encoder','mapper'])
     from clipcap_ssl.models.captioner import Captioner
     if (folder/'captioner').is_dir(): folder = folder/'captioner'
-    model = Captioner.from_pretrained(folder if folder.exists() else path, device=device)
+    where = folder if folder.exists() else path
+    model = Captioner.from_pretrained(where, device=device, dtype=_dtype(dtype), encoder=encoder)
     calibration = folder/'calibration.json'
     below = read_json(calibration)['similarity_p05'] if calibration.is_file() else None
-    return model,below,cfg
+    if runs and not model.decoding:        # a run of an older version
+        model.decoding = dict(decode='greedy', **cfg.decoding_arguments())
+    return model,below
 
 # %% ../../nbs/18_cli.ipynb #265ae92a
 @call_parse
@@ -201,13 +244,18 @@ def clipcap_caption(
     jsonl:bool=False, # One JSON object per line: file, caption, similarity, unsure; or file, error
     *,
     device:str='cpu', # Where to run, such as cpu or cuda
+    dtype:str=None, # Number format of the captioner: float32, bfloat16 or float16; default: as saved
+    batch:int=32, # Photos at a time
+    decode:str=None, # greedy, sample, beam, guided or best_of_n; default: the captioner's own
+    encoder:str=None, # Folder of the encoder, if it is not found by itself
     code:Param('A module of your own to import; may be repeated', str, action='append')=None,
 ):
     """Write captions for photos, one row per photo in the order given.
     Example: clipcap_caption runs/demo photos/*.jpg --jsonl"""
-    captioner,below,cfg = _load_captioner(model, code, device)
-    failed = 0
-    for r in _caption_rows(captioner, photos, below, cfg=cfg):
+    more = dict(dtype=dtype, encoder=encoder)
+    captioner,below = _load_captioner(model, code, device, **more)
+    failed,how = 0,dict(batch=_at_least_one(batch), decode=decode)
+    for r in _caption_rows(captioner, photos, below, **how):
         failed += 'error' in r
         unsure = ' (unsure)' if r.get('unsure') else ''
         if jsonl: print(json.dumps(r, ensure_ascii=False), flush=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from ..core import asset_path, read_json, write_json, write_text
 from ..data.base import CaptionFolder, Captioned
-from ..pipeline.config import Config, kept_row, load_config
+from ..pipeline.config import Config, kept_row, run_config, saved_row
 from .gallery import data_uri
 
 # %% ../../nbs/appendix/study_page.ipynb #84d4fef7
@@ -38,8 +38,8 @@ def run_captions(
     for f in ('config.toml','captions.jsonl'):
         if not (folder/f).is_file():
             raise FileNotFoundError(f'{folder} is no finished run: it has no {f}')
-    cfg = load_config(folder/'config.toml')
-    row = row or kept_row(cfg)
+    cfg = run_config(folder)
+    row = row or saved_row(folder/'captioner') or kept_row(cfg)
     lines = _lines(folder/'captions.jsonl')
     there = [k for k in next(iter(lines.values()), {}) if k not in ('id','references')]
     if row not in there:

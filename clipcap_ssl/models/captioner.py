@@ -89,7 +89,7 @@ class Captioner(nn.Module, SafeHubMixin,
         p = self.mapper(x.to(self.dtype))
         if p.shape[1:] != self.null_prefix.shape:
             found, needed = tuple(p.shape[1:]), tuple(self.null_prefix.shape)
-            raise ValueError(f'The mapping network gives prefixes of shape {found}, and {needed} is needed: '
+            raise ValueError(f'The mapping network gives prefixes of shape {found}, not {needed}: '
                 "k vectors of the language model's width e")
         return p if null is None else torch.where(null[:,None,None], self.null_prefix, p)
 

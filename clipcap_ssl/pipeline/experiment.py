@@ -109,7 +109,7 @@ def _oracle_expert(cfg, parts, model, *, hooks=()):
 
 # %% ../../nbs/17_experiment.ipynb #7899c5ee
 def _bank(cfg, parts):
-    "Photos that the contrastive reward tells a photo apart from; without unlabelled photos, those of the batch"
+    "Photos to be told apart from; without unlabelled photos, those of the batch"
     return parts.x[:cfg.bank] if len(parts.x) else None
 
 def _main_reward(cfg, parts, first):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from ..core import progress
-from .base import Captioned, subset
+from .base import Captioned, subset, without_captions
 from ..models.encoder import ImageTextEncoder
 
 # %% ../../nbs/appendix/features.ipynb #749344dc
@@ -130,7 +130,7 @@ def encode_dataset(
     kept,old = _load(Path(cache), stamps, encoder, grid=grid) if cache else ({},None)
     lacking = [i for i,o in enumerate(ds.ids) if o not in kept]
     # 2) embed the others as far as they can be opened, and warn of the rest
-    todo = subset(ds, lacking)
+    todo = subset(without_captions(ds), lacking)
     ids,x,errors = _embed(encoder, todo, batch_size, workers=workers, grid=grid)
     _report(errors, len(ds))
     if not ids and not kept: raise ValueError('None of the photos could be read')

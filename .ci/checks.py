@@ -206,10 +206,10 @@ def installed(prefix):
     return bad
 
 def alone():
-    """Every module can be imported alone in a new process, and what its `__all__` names is there; wherever `Captioner` can be had, it is the
+    """Every module can be imported alone in a new process, what its `__all__` names is there and its annotations can be read; wherever `Captioner` can be had, it is the
     whole class; `import clipcap_ssl` and what commands need for their help import no torch."""
     own = [('.'.join(Path(o).with_suffix('').parts)) for o in tracked('clipcap_ssl/**.py') if not Path(o).name.startswith('_')]
-    code = """import importlib, os, sys
+    code = """import importlib, inspect, os, sys
 names, light, whole = {names!r}, {light!r}, {whole!r}
 for name in [*light, None, *(o for o in names if o not in light)]:
     if name is None: # libraries are imported once and not in every child
@@ -227,6 +227,11 @@ for name in [*light, None, *(o for o in names if o not in light)]:
         lost = [o for o in getattr(m, '__all__', []) if not hasattr(m, o)]
         part = [o for o in whole if hasattr(m, 'Captioner') and not hasattr(m.Captioner, o)]
         if lost: print(f'{{name}} promises {{lost}}', flush=True)
+        for o in getattr(m, '__all__', []):
+            if callable(f := getattr(m, o, None)) and getattr(f, '__module__', '') == name:
+                try: inspect.signature(f, eval_str=True)
+                except (NameError, AttributeError, SyntaxError) as e: print(f'{{name}}.{{o}}: an annotation cannot be read: {{e}}', flush=True)
+                except ValueError: pass # no signature to be had, as of some classes
         if part: print(f'{{name}}: Captioner lacks {{part}}', flush=True)
         if heavy: print(f'{{name}} imports torch', flush=True)
         code = 0

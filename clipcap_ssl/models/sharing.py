@@ -92,7 +92,7 @@ def public_encoder_name(
     return name if folder is None else f'open_clip:{folder.resolve().name}'
 
 def find_encoder(
-    captioner:'Captioner', # says which encoder, and where it may lie
+    captioner:nn.Module, # says which encoder, and where it may lie
 )->ImageTextEncoder:
     "Load the encoder of a captioner: by name, or from the first folder that holds it"
     name,wanted,looked = captioner.encoder_name,captioner.encoder_hash,[]

@@ -54,13 +54,15 @@ def contrastive(
     scale:float, # inverse temperature
 )->Float[Tensor,'b s']: # log-probabilities, at most 0
     "Log-probability of picking the image out of a bank by its caption"
-    x = pooled(x, y.shape[-1])
-    bank = pooled(bank, y.shape[-1]).to(x)
-    own = scale*cosine(y, x)
-    others = scale*torch.einsum('md,bsd->bsm', bank, y)
-    itself = x@bank.T > 1-1e-5
-    others = others.masked_fill(itself[:,None], -torch.inf)
-    return own-torch.logaddexp(own, others.logsumexp(-1))
+    # in half precision an image would not know itself in the bank
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = pooled(x, y.shape[-1]).float(), y.float()
+        bank = pooled(bank, y.shape[-1]).to(x)
+        own = scale*cosine(y, x)
+        others = scale*torch.einsum('md,bsd->bsm', bank, y)
+        itself = x@bank.T > 1-1e-5
+        others = others.masked_fill(itself[:,None], -torch.inf)
+        return own-torch.logaddexp(own, others.logsumexp(-1))
 
 # %% ../../nbs/13_reward.ipynb #01592604
 def contrastive_reward(

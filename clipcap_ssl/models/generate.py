@@ -6,6 +6,7 @@
 __all__ = ['greedy', 'RowNoise', 'sample', 'beam', 'guide', 'guided', 'best_of_n']
 
 # %% ../../nbs/09_generate.ipynb #a23f3737
+import threading
 from collections.abc import Callable
 from functools import partial
 import torch
@@ -53,6 +54,8 @@ class RowNoise:
         return scores + noise.to(scores)
 
 # %% ../../nbs/09_generate.ipynb #41c753b6
+_one_at_a_time = threading.RLock()  # torch has one source of chance for all threads
+
 @delegates(decode)
 def sample(
     model:PrefixModel, # the captioner
@@ -76,7 +79,7 @@ def sample(
     if by_row: bend, how = [*bend, RowNoise(seed)], dict(do_sample=False)
     # 3) draw, and leave torch's random numbers as they were
     devices = [model.device] if model.device.type=='cuda' else []
-    with torch.random.fork_rng(devices):
+    with _one_at_a_time, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return decode(model, x.repeat_interleave(n, 0), how, processors=bend, **kwargs)
 

@@ -25,7 +25,9 @@ questions = dict(
 def _lines(path):
     "The lines of captions.jsonl by photo"
     text = path.read_text(encoding='utf-8')
-    try: return {o['id']:o for o in map(json.loads, text.splitlines())}
+    # a line ends with a line feed and nothing else: a caption may hold U+2028
+    lines = [o for o in text.split('\n') if o.strip()]
+    try: return {o['id']:o for o in map(json.loads, lines)}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f'{path} is damaged: a line is no JSON with an id') from None
 

@@ -206,7 +206,8 @@ def installed(prefix):
     return bad
 
 def alone():
-    """Every module can be imported alone in a new process, what its `__all__` names is there and its annotations can be read; wherever `Captioner` can be had, it is the
+    """Every module can be imported alone in a new process, what its `__all__` names is there, answers a
+    call without arguments (or says which it lacks), and has annotations that can be read; wherever `Captioner` can be had, it is the
     whole class; `import clipcap_ssl` and what commands need for their help import no torch."""
     own = [('.'.join(Path(o).with_suffix('').parts)) for o in tracked('clipcap_ssl/**.py') if not Path(o).name.startswith('_')]
     code = """import importlib, inspect, os, sys
@@ -231,7 +232,14 @@ for name in [*light, None, *(o for o in names if o not in light)]:
             if callable(f := getattr(m, o, None)) and getattr(f, '__module__', '') == name:
                 try: inspect.signature(f, eval_str=True)
                 except (NameError, AttributeError, SyntaxError) as e: print(f'{{name}}.{{o}}: an annotation cannot be read: {{e}}', flush=True)
-                except ValueError: pass # no signature to be had, as of some classes
+                except ValueError: continue # no signature to be had, as of some classes
+                needs = [a for a in inspect.signature(f).parameters.values() if a.default is a.empty and a.kind < 2]
+                if inspect.isclass(f) or name.endswith('.cli') or o == 'clipcap_study': continue
+                try: f()
+                except TypeError as e:
+                    if not needs: print(f'{{name}}.{{o}}() does not work: {{e}}', flush=True)
+                except ValueError: pass # it says what it lacks
+                except Exception as e: print(f'{{name}}.{{o}}() does not work: {{type(e).__name__}}: {{e}}', flush=True)
         if part: print(f'{{name}}: Captioner lacks {{part}}', flush=True)
         if heavy: print(f'{{name}} imports torch', flush=True)
         code = 0

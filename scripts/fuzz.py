@@ -4,11 +4,12 @@ A kind is a valid file, a function that reads it, and a judge of what was read. 
 others are JSON with a value replaced, a key twice, deep nesting, huge numbers, NaN, another encoding. An input may be refused by ValueError
 or OSError in one line. What is accepted is judged: equal to the undamaged, or equal again when it is written and read. Results:
 nbs/results/data/fuzz.json (for kinds that were run; the others stay)."""
-import argparse, io, json, random, shutil, signal, subprocess, sys, tempfile, time, traceback, warnings
+import argparse, io, json, os, random, shutil, signal, subprocess, sys, tempfile, time, traceback, warnings
 from dataclasses import replace
 from pathlib import Path
 
 top = Path(__file__).parent.parent
+os.environ['TQDM_DISABLE'] = '1'
 hostile = [None, True, False, 0, -1, 1.5, 1e308, float('nan'), float('inf'), 10**400, '', ' ', '\0', '\ud83d', 'x'*10_000,
            '../up', '/etc/passwd', [], {}, [[]], [None], {'a': 1}, '\u2028', '5', 'null']
 

@@ -2,9 +2,11 @@
 
 A small world goes through everything that asks the libraries below for something: all modules, ten architectures of language models, LoRA, GGUF,
 half precision, a run of every route, captions by command, scores, figures. It takes about a minute on one core and needs no network.
-One line per step; with names of steps only these are run; the exit status is 1 if one fails. A step whose optional package is missing is left out, and the line says so.
+One line per step, and the exit status is 1 if one fails. A step whose optional package is missing is left out, and the line says so.
+With names of steps only these are run (commands needs run).
 
-With --bounds nothing is run: constraints-lowest.txt is compared with settings.ini, whose lower bounds it must hold."""
+With --bounds nothing is run: constraints-lowest.txt is compared with settings.ini, whose lower bounds it must hold,
+and the versions that README.md names with constraints.txt."""
 import configparser, contextlib, importlib, io, json, math, os, pkgutil, re, subprocess, sys, tempfile, time, traceback
 from importlib import metadata
 from pathlib import Path
@@ -34,13 +36,23 @@ def required():
     found = [re.match(r'([\w.-]+)(?:\[[^]]*\])?(?:.*?>=([\w.]+))?', o) for k in extras for o in settings()[k].split()]
     return {canonical(m[1]): m[2] for m in found}
 
+def release(version):
+    "A version's numbers, without zeros at the end: 2.4 and 2.4.0 are the same"
+    return re.sub(r'(\.0)+$', '', version)
+
+def pinned(name):
+    "{distribution: version} of a file of constraints"
+    lines = [o.split('#')[0].strip() for o in (top/name).read_text(encoding='utf-8').splitlines()]
+    return {canonical(o.split('==')[0]): o.split('==')[1] for o in lines if o}
+
 def bounds():
-    "What is wrong with constraints-lowest.txt"
-    lines = [o.split('#')[0].strip() for o in (top/'constraints-lowest.txt').read_text(encoding='utf-8').splitlines()]
-    pinned = {canonical(o.split('==')[0]): o.split('==')[1] for o in lines if o}
-    bad = [f'constraints-lowest.txt lacks {k}' for k in required() if k not in pinned]
-    return bad + [f'settings.ini asks for {k}>={v}, and constraints-lowest.txt has {pinned[k]}'
-                  for k, v in required().items() if v and k in pinned and pinned[k] != v]
+    "What is wrong with constraints-lowest.txt, and with the versions that README.md names"
+    lowest, newest = pinned('constraints-lowest.txt'), pinned('constraints.txt')
+    bad = [f'constraints-lowest.txt lacks {k}' for k in required() if k not in lowest]
+    bad += [f'settings.ini asks for {k}>={v}, and constraints-lowest.txt has {lowest[k]}'
+            for k, v in required().items() if v and k in lowest and release(lowest[k]) != release(v)]
+    named = re.findall(r'(\w+)==([\d.]+)', (top/'README.md').read_text(encoding='utf-8'))
+    return bad + [f'README.md names {k}=={v}, and constraints.txt has {newest.get(k)}' for k, v in named if newest.get(k) != v]
 
 # ---- the steps
 
@@ -124,11 +136,12 @@ def half_precision(tmp):
 @step
 def lora(tmp):
     "low-rank updates learn and come back from their folder (peft)"
-    import peft, torch
+    import torch
     from clipcap_ssl import Captioner, load_encoder
     from clipcap_ssl.models.captioner import caption_loss, new_captioner
     from clipcap_ssl.models.lm import new_lm, tokenize_captions
     from clipcap_ssl.models.loading import load_lm
+    import peft # after the package, which mends torchvision first
     for lm in (load_lm('toy'), (new_lm(words(), kind='llama'), words())):
         model = new_captioner(load_encoder('toy'), lm=lm, lora=2)
         x = torch.nn.functional.normalize(torch.randn(2, model.encoder.dim), dim=-1)

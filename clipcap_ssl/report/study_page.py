@@ -219,4 +219,5 @@ def make_study(
              for k,o in enumerate(plan, 1)}
     names = dict(a=f'{Path(run_a).name}/{row_a}', b=f'{Path(run_b).name}/{row_b}')
     key = dict(study=study, **names, seed=seed, items=items)
-    return write_text(out, page),write_json(path, key),key
+    write_json(path, key)      # first, since a page without its key is worth nothing
+    return write_text(out, page),path,key

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from ..core import progress, write_tensors
+from ..core import clear_asides, progress, write_tensors
 from .base import Captioned, subset, without_captions
 from .photos import content_hash
 from ..models.encoder import ImageTextEncoder
@@ -169,6 +169,7 @@ def encode_dataset(
 )->Features: # of every photo that could be opened
     "Embed all photos of a data set"
     # 1) perhaps we have some of them already
+    if cache: clear_asides(Path(cache).parent)
     stamps = {o:ds.stamp(i) for i,o in enumerate(ds.ids)}
     had,old = _load(Path(cache), stamps, encoder, grid=grid) if cache else ({},None)
     kept = _verified(had, ds, workers=workers) if verify else had

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from torch import nn
-from ..core import MissingModelError, asset_path, named_object
+from ..core import MissingModelError, asset_path, named_object, scratch_folder
 
 # %% ../../nbs/appendix/checked.ipynb #e7845979
 class BadFile(ValueError):
@@ -388,8 +388,7 @@ def clean_tokenizer(
     model_type:str=None, # the architecture it belongs to, where that matters
 ):
     "A temporary folder with the checked files of a tokenizer"
-    with tempfile.TemporaryDirectory(prefix='clipcap-') as tmp:
-        clean = Path(tmp)
+    with scratch_folder() as clean:
         for name in _vocabularies:
             file = plain_file(folder, name)
             if not file: continue

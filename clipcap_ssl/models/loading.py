@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file
 from torch import nn
-from ..core import MissingModelError, asset_path, named_object
+from ..core import MissingModelError, asset_path, named_object, scratch_folder
 from .checked import BadFile, check_finite, check_fits, clean_tokenizer
 from .checked import lm_config, no_network, plain_errors, plain_file
 from .checked import read_checked, weights_header
@@ -116,10 +116,10 @@ def fetch_model(
 @contextmanager
 def _alone(file):
     "A temporary folder in which a file lies alone"
-    with tempfile.TemporaryDirectory(prefix='clipcap-') as tmp:
-        try: os.symlink(file.resolve(), Path(tmp)/file.name)
-        except OSError: shutil.copyfile(file, Path(tmp)/file.name)
-        yield Path(tmp)
+    with scratch_folder() as alone:
+        try: os.symlink(file.resolve(), alone/file.name)
+        except OSError: shutil.copyfile(file, alone/file.name)
+        yield alone
 
 def _model_type(folder):
     "The architecture that a folder's configuration names, by which transformers finds a tokenizer"
@@ -206,9 +206,9 @@ def _weight_files(folder):
 def _read_config(file):
     "The checked configuration of a language model, as transformers reads it"
     kept = lm_config(read_checked(file), file)
-    with tempfile.TemporaryDirectory(prefix='clipcap-') as tmp, plain_errors(file):
-        (Path(tmp)/'config.json').write_text(json.dumps(kept))
-        return AutoConfig.from_pretrained(tmp, local_files_only=True, trust_remote_code=False)
+    with scratch_folder() as alone, plain_errors(file):
+        (alone/'config.json').write_text(json.dumps(kept))
+        return AutoConfig.from_pretrained(alone, local_files_only=True, trust_remote_code=False)
 
 def _read_lm(folder):
     "A language model from the checked files of a folder"

@@ -1,6 +1,6 @@
 """Trials of the policy gradient on dev scenes, one after another in one process and one thread. Each trial is
 written into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
-import copy, json, platform, time, tomllib
+import copy, json, platform, subprocess, time, tomllib
 from pathlib import Path
 import torch
 from fastcore.script import call_parse
@@ -14,9 +14,15 @@ from clipcap_ssl.pipeline.config import load_config
 from clipcap_ssl.pipeline.setup import prepare
 from clipcap_ssl.report.evaluate import evaluate
 from clipcap_ssl.train.policy import copy_captioner
-from grid import commit
 
 columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
+
+
+def commit():
+    "The last commit of the notebooks that the package is made of, with a mark if they differ from it"
+    book = ['--','nbs',':!nbs/results']
+    def git(*args): return subprocess.run(['git', *args, *book], capture_output=True, text=True).stdout.strip()
+    return git('log', '-1', '--format=%h')+('-dirty' if git('status', '--porcelain') else '')
 
 
 class Dev:
@@ -71,10 +77,10 @@ def main(
     "Run the trials of a grid that are not done yet. Example: OMP_NUM_THREADS=1 python scripts/policy_trials.py"
     torch.set_num_threads(1)
     conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
-    out = Path(out)
+    out,version = Path(out),commit()
     done = read_json(out) if out.is_file() else []
     def keep(name, seed, settings, found):
-        done.append(dict(trial=name, seed=seed, commit=commit(), settings=settings)|found|dict(
+        done.append(dict(trial=name, seed=seed, commit=version, settings=settings)|found|dict(
             processor=platform.processor() or platform.machine(), torch=torch.__version__))
         write_text(out, json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False)+'\n')
         print(name, found['dev'], found['cpu_seconds'], flush=True)

@@ -1,6 +1,20 @@
 "Image captioning from few captions and many plain photos"
 __version__ = "0.1.0"
 
+import sys
+
+def _as_command():
+    "In a command of ours: Ctrl-C while Python imports ends without a word, and so does a reader that has gone"
+    import atexit, os, signal
+    def last_words():
+        try: sys.stdout.flush()
+        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
+    atexit.register(last_words)
+
+if sys.argv and sys.argv[0].replace('\\', '/').rpartition('/')[2].startswith('clipcap_'): _as_command()
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -6,17 +6,17 @@
 __all__ = ['Features', 'encode_dataset']
 
 # %% ../../nbs/appendix/features.ipynb #113d88e9
-import hashlib, json, os, warnings
+import hashlib, json, warnings
 from collections.abc import Sequence
 from pathlib import Path
 import torch
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from ..core import progress
+from ..core import progress, write_tensors
 from .base import Captioned, subset, without_captions
+from .photos import content_hash
 from ..models.encoder import ImageTextEncoder
 
 # %% ../../nbs/appendix/features.ipynb #749344dc
@@ -25,9 +25,11 @@ class Features:
     def __init__(self,
         ids:Sequence[str], # names of the photos
         x:Float[Tensor,'n d'], # their vectors
-        encoder_hash:str='', # weights that made them
+        encoder_hash:str='', # the encoder that made them
+        *,
+        contents:dict[str,str]|None=None, # name -> hash of the photo's content, where known
     ):
-        self.ids = list(ids)
+        self.ids,self.contents = list(ids),dict(contents or {})
         self.x,self.encoder_hash = x,encoder_hash
         self._at = {o:i for i,o in enumerate(self.ids)}
 
@@ -37,75 +39,115 @@ class Features:
         return self.x[[self._at[o] for o in ids]]
 
 # %% ../../nbs/appendix/features.ipynb #3a6d6dc3
-def _open_all(ds, rows, pool):
-    "The photos of `rows` by name, and the errors of those that could not be opened"
+def _open_all(ds, rows, pool, ready):
+    "Photos of `rows`, made ready; hashes of their contents; errors of the others: all by name"
     def get(i):
-        try: return ds.image(i)
+        try:
+            image = ds.image(i)
+            content = content_hash(image)
         except (ValueError, OSError) as e: return e
-    opened,errors = {},{}
-    for i,image in zip(rows, pool.map(get, rows)):
-        (opened if isinstance(image, Image.Image) else errors)[ds.ids[i]] = image
-    return opened,errors
+        return ready(image),content
+    opened,contents,errors = {},{},{}
+    for i,found in zip(rows, pool.map(get, rows)):
+        name = ds.ids[i]
+        if isinstance(found, Exception): errors[name] = found
+        else: opened[name],contents[name] = found
+    return opened,contents,errors
+
+# %% ../../nbs/appendix/features.ipynb #b1a040c7
+_held = 2**26   # pixels
+
+def _opened(encoder, ds, rows, *, pool, workers):
+    "The photos of a batch, opened, in one piece or in as many as memory asks for"
+    ready = getattr(encoder, 'ready', None)
+    step = len(rows) if ready else workers
+    piece = {},{},{}
+    for i in range(0, len(rows), step):
+        found = _open_all(ds, rows[i:i+step], pool, ready or (lambda o: o))
+        for held,new in zip(piece, found): held.update(new)
+        if ready or sum(o.width*o.height for o in piece[0].values())<_held: continue
+        yield piece
+        piece = {},{},{}
+    yield piece
 
 # %% ../../nbs/appendix/features.ipynb #03f6d2db
 def _embed(encoder, ds, batch_size, *, workers, grid):
-    "Names and vectors of what can be opened, and the errors of the rest"
+    "Names, vectors and content hashes of what can be opened, and the errors of the rest"
     from concurrent.futures import ThreadPoolExecutor
     embed = encoder.encode_grid if grid else encoder.encode_image
-    ids,xs,errors = [],[],{}
+    ids,xs,contents,errors = [],[],{},{}
     with ThreadPoolExecutor(workers) as pool:
         for i in progress(range(0, len(ds), batch_size), f'{encoder.name}: embedding photos'):
-            opened,bad = _open_all(ds, range(i, min(i+batch_size, len(ds))), pool)
-            errors |= bad
-            if not opened: continue
-            ids += opened
-            xs.append(embed(list(opened.values())))
-    return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),errors
+            rows = range(i, min(i+batch_size, len(ds)))
+            for opened,seen,bad in _opened(encoder, ds, rows, pool=pool, workers=workers):
+                contents |= seen
+                errors |= bad
+                if not opened: continue
+                ids += opened
+                xs.append(embed(list(opened.values())))
+    return ids,torch.cat(xs) if xs else torch.zeros(0, encoder.dim),contents,errors
 
 # %% ../../nbs/appendix/features.ipynb #16d9ed94
 def _checksum(x):
     "SHA-256 of a tensor's bytes"
     return hashlib.sha256(x.contiguous().view(torch.uint8).numpy()).hexdigest()
 
+def _about(x):
+    "Type, shape and checksum of vectors"
+    return dict(dtype=str(x.dtype), shape=list(x.shape), checksum=_checksum(x))
+
+def _seal(about):
+    "SHA-256 of what a header says"
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
 def _save(path, features, stamps, *, grid):
     "Write features to a file, all of it or nothing"
-    path.parent.mkdir(parents=True, exist_ok=True)
     x = features.x.cpu().contiguous()
-    rows = [(o, stamps[o]) for o in features.ids]
-    about = dict(encoder=features.encoder_hash, grid=grid, rows=rows, shape=list(x.shape),
-                 checksum=_checksum(x))
-    tmp = Path(f'{path}.{os.getpid()}.tmp')
-    save_file({'x': x}, tmp, dict(about=json.dumps(about)))
-    tmp.replace(path)
+    rows = [(o, stamps[o], features.contents[o]) for o in features.ids]
+    about = dict(encoder=features.encoder_hash, grid=grid, rows=rows, **_about(x))
+    write_tensors(path, {'x': x}, dict(about=json.dumps(about | dict(seal=_seal(about)))))
 
 def _read(path, encoder, *, grid):
-    "Header and vectors of a file; None if they are another encoder's"
+    "Rows and vectors of a file; none if they are another encoder's"
     with safe_open(path, 'pt') as f:
         about = (f.metadata() or {}).get('about')
-        if about is None: return None
-        about = json.loads(about)
-        if (about['encoder'],about['grid'])!=(encoder.hash,grid): return None
-        x = f.get_tensor('x')
-    shape = [len(about['rows']), *about['shape'][1:]]
-    if list(x.shape)!=shape or _checksum(x)!=about['checksum']:
+        if about is None: raise ValueError('it holds something else')
+        about,x = json.loads(about),f.get_tensor('x').clone()  # else it would change with the file
+    if about.pop('seal', None)!=_seal(about):
+        raise ValueError('its header is not the one that was written')
+    if about!=about | _about(x) or len(about['rows'])!=len(x):
         raise ValueError('its vectors are not those that were written')
-    return about,x
+    return (about['rows'],x) if (about['encoder'],about['grid'])==(encoder.hash,grid) else ([],None)
 
 # %% ../../nbs/appendix/features.ipynb #3442ea66
+def _set_aside(path, error):
+    "Warn of a damaged file, and give it another name"
+    aside = Path(f'{path}.damaged')
+    warnings.warn(f'The features in {path} are damaged ({error}): the file is set aside as '
+        f'{aside.name}, and the photos are embedded again')
+    try: path.replace(aside)
+    except OSError as e: warnings.warn(f'{path} stays where it is: {e}')
+
 def _load(path, stamps, encoder, *, grid):
-    "Rows of a file by name, of photos that are still the same, and its vectors"
+    "Row and content hash by name, of photos that are still the same, and all vectors of a file"
     if path.is_dir(): raise ValueError(f'{path} is a folder, and features are kept in a file')
     if not path.is_file(): return {},None
-    try: found = _read(path, encoder, grid=grid)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-        aside = Path(f'{path}.damaged')
-        warnings.warn(f'The features in {path} are damaged ({e}): the file is set aside as '
-            f'{aside.name}, and the photos are embedded again')
-        path.replace(aside)
+    try: rows,x = _read(path, encoder, grid=grid)
+    except Exception as e:              # whatever bytes lie there
+        _set_aside(path, e)
         return {},None
-    if found is None: return {},None
-    about,x = found
-    return {o:i for i,(o,stamp) in enumerate(about['rows']) if stamps.get(o)==stamp},x
+    return {o:(i,content) for i,(o,stamp,content) in enumerate(rows) if stamps.get(o)==stamp},x
+
+# %% ../../nbs/appendix/features.ipynb #268fe477
+def _verified(kept, ds, *, workers):
+    "Of the rows that were kept, those whose photos still have the same content"
+    from concurrent.futures import ThreadPoolExecutor
+    at = [i for i,o in enumerate(ds.ids) if o in kept]
+    with ThreadPoolExecutor(workers) as pool:
+        same = {}
+        for i in progress(range(0, len(at), 64), 'verifying photos'):
+            same |= _open_all(ds, at[i:i+64], pool, lambda o: None)[1]
+    return {o:row for o,row in kept.items() if same.get(o)==row[1]}
 
 # %% ../../nbs/appendix/features.ipynb #15c7a9a8
 def _report(errors, n):
@@ -123,27 +165,31 @@ def encode_dataset(
     cache:str|Path=None, # a .safetensors file to keep the result in, and to read it from next time
     workers:int=2, # threads that open photos
     grid:bool=False, # patches too? Then `x` is 'n m d', as `encode_grid` gives it
+    verify:bool=False, # open every photo and compare its content with the cache's, whatever its stamp says?
 )->Features: # of every photo that could be opened
     "Embed all photos of a data set"
     # 1) perhaps we have some of them already
     stamps = {o:ds.stamp(i) for i,o in enumerate(ds.ids)}
-    kept,old = _load(Path(cache), stamps, encoder, grid=grid) if cache else ({},None)
+    had,old = _load(Path(cache), stamps, encoder, grid=grid) if cache else ({},None)
+    kept = _verified(had, ds, workers=workers) if verify else had
     lacking = [i for i,o in enumerate(ds.ids) if o not in kept]
     # 2) embed the others as far as they can be opened, and warn of the rest
     todo = subset(without_captions(ds), lacking)
-    ids,x,errors = _embed(encoder, todo, batch_size, workers=workers, grid=grid)
+    ids,x,new,errors = _embed(encoder, todo, batch_size, workers=workers, grid=grid)
     _report(errors, len(ds))
     if not ids and not kept: raise ValueError('None of the photos could be read')
     # 3) put them together
-    at = kept | {o:i+(0 if old is None else len(old)) for i,o in enumerate(ids)}
+    begin = 0 if old is None else len(old)
+    at = {o:i for o,(i,_) in kept.items()} | {o:i+begin for i,o in enumerate(ids)}
+    contents = {o:content for o,(_,content) in kept.items()} | new
     order = [o for o in ds.ids if o in at]
     rows = [at[o] for o in order]
     if old is not None: x = torch.cat([old, x.cpu()]) if ids else old
     if rows!=list(range(len(x))): x = x[rows]
     x = x.to(getattr(encoder, 'device', 'cpu'))
-    features = Features(order, x, encoder.hash)
+    features = Features(order, x, encoder.hash, contents=contents)
     # 4) keep them
-    if cache and ids:
+    if cache and (ids or len(kept)<len(had)):
         try: _save(Path(cache), features, stamps, grid=grid)
         except (OSError, SafetensorError) as e: warnings.warn(f'The features are not kept: {e}')
     return features

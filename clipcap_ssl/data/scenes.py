@@ -8,7 +8,7 @@ __all__ = ['values', 'relations', 'held_out', 'synonyms', 'plurals', 'lexicon', 
 
 # %% ../../nbs/02_scenes.ipynb #cec66f71
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from .base import Captioned
 from .painter import backgrounds, draw_scene, painter_version
 
@@ -171,31 +171,44 @@ class Claims:
     groups:tuple[tuple[tuple[str,object],...],...] # per group: (attribute, value) pairs, repeated ones too
     relations:tuple[tuple[int,str,int],...] # (group, relation, group), as indices into `groups`
     backgrounds:tuple[str,...] # backgrounds named
+    words:tuple[tuple[int,...],...] = field(default=(), compare=False) # per claim, in this order: its words
 
 # %% ../../nbs/02_scenes.ipynb #e832f1f6
+def _tokens(text):
+    "Words in lower case without punctuation, each with its positions; 'a pair of' is one word"
+    words = [w.strip('.,;:!?') for w in text.lower().split()]
+    k = 0
+    while k<len(words):
+        n = 3 if words[k:k+3]==['a','pair','of'] else 1
+        yield 'two' if n==3 else words[k], tuple(range(k, k+n))
+        k += n
+
 def parse_caption(
     text:str, # any text
 )->Claims: # empty where nothing is claimed
     "Read the claims of a caption, well formed or not"
-    groups,rels,grounds = [],[],[]
+    groups,rels,grounds = [],[],[]  # of claims, each with the positions of its words
     now,relation = [],None  # the group being read, and what stands before it
     def close():
         nonlocal now,relation
-        claims = tuple(o for o in now if o[1] is not None)
-        if claims and relation and groups: rels.append((len(groups)-1, relation, len(groups)))
+        claims = [o for o in now if o[0][1] is not None]
+        if claims and relation and groups:
+            name,at = relation
+            rels.append(((len(groups)-1, name, len(groups)), at))
         if claims: groups.append(claims)
         now,relation = [],None
-    for word in text.lower().replace('a pair of','two').split():
-        word = word.strip('.,;:!?')
-        if word in backgrounds: grounds.append(word)
+    for word,at in _tokens(text):
+        if word in backgrounds: grounds.append((word, at))
         elif word in _idle: now = []  # the 'a' of 'a picture of' counts nothing
         elif word in _relation_words:
             close()
-            relation = _relation_words[word]
-        elif word in lexicon: now.append(lexicon[word])
+            relation = _relation_words[word],at
+        elif word in lexicon: now.append((lexicon[word], at))
         if word in _nouns: close()
-    if any(attribute!='count' for attribute,_ in now): close()
-    return Claims(tuple(groups), tuple(rels), tuple(grounds))
+    if any(attribute!='count' for (attribute,_),_ in now): close()
+    words = tuple(at for claims in (*groups, rels, grounds) for _,at in claims)
+    said = [tuple(claim for claim,_ in claims) for claims in groups]
+    return Claims(tuple(said), tuple(r for r,_ in rels), tuple(b for b,_ in grounds), words)
 
 # %% ../../nbs/02_scenes.ipynb #1649a0d7
 attributes = ('colour','size','count','shape','texture','relation','binding')

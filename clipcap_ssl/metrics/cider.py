@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
-from .coco import ptb_tokenize
+from .words import join_words
 
 # %% ../../nbs/appendix/cider.ipynb #6b9790d3
 def ngram_counts(
@@ -27,16 +27,17 @@ class CiderD:
     "CIDEr-D with document frequencies that stay"
     def __init__(self,
         references:dict[str,Sequence[str]], # id -> human captions, of which the weights of n-grams are counted
-        tokenize:Callable[[Sequence[str]],list[str]]=ptb_tokenize, # texts -> tokens with spaces between
+        tokenize:str|Callable='ptb', # how words are cut: 'ptb', 'unicode', 'characters', or text -> words
         n:int=4, # longest n-gram
         *,
         sigma:float=6., # width of the length penalty, bigrams
     ):
         self.tokenize,self.n,self.sigma = tokenize,n,sigma
         # 1) n-grams of all references
-        tokenize([c for cs in references.values() for c in cs])         # Java starts once
+        every = [c for cs in references.values() for c in cs]
+        at = dict(zip(every, join_words(every, tokenize)))              # Java starts once
         counts = {}
-        for i,cs in references.items(): counts[i] = [ngram_counts(o, n) for o in tokenize(cs) if o]
+        for i,cs in references.items(): counts[i] = [ngram_counts(at[c], n) for c in cs if at[c]]
         mute = [i for i,cs in counts.items() if not cs]
         if mute: raise ValueError(f'CIDEr needs references: no word was said of {mute[:3]}')
         if not counts: raise ValueError('CIDEr needs references: at least one image')
@@ -76,7 +77,7 @@ class CiderD:
         if strange: raise ValueError(f'No references of {strange[:3]}')
         if len(captions)!=len(ids):
             raise ValueError(f'{len(captions)} captions for {len(ids)} images')
-        tokens = self.tokenize(captions)
+        tokens = join_words(captions, self.tokenize)
         vectors = {o:self._vector(ngram_counts(o, self.n)) for o in set(tokens)}
         scores = []
         for o,i in zip(tokens, ids):

@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Float, Int
 from .reference_free import p_at_1
-from ..data.scenes import Claims, Scene, lexicon, parse_caption, relations, values
+from ..data.scenes import Claims, Scene, parse_caption, relations, values
 
 # %% ../../nbs/11_oracle.ipynb #a56c3909
 def _relation_true(scene, where, claim):
@@ -37,21 +37,23 @@ def _check_claims(claims, scene, where):
     return checked
 
 # %% ../../nbs/11_oracle.ipynb #d6a9d130
+def _readings(claims, scene):
+    "All assignments of mentions to groups, always in the same order"
+    slots = list(range(len(scene.groups))) + [None]*len(claims.groups)
+    orders = set(permutations(slots, len(claims.groups)))
+    for order in sorted(orders, key=str):
+        yield {i:g for i,g in enumerate(order) if g is not None}
+
 def match(
     claims:Claims, # what a caption says
     scene:Scene, # what is there
 )->tuple[list,list]: # true and false claims as (group, attribute, value); group None: relation, background
     "The claims of a caption, true and false, under the kindest reading"
-    best,best_where,most = None,None,-1
-    slots = list(range(len(scene.groups))) + [None]*len(claims.groups)
-    orders = set(permutations(slots, len(claims.groups)))
-    for order in sorted(orders, key=str):      # sorted: of equals, always the same one wins
-        where = {i:g for i,g in enumerate(order) if g is not None}
-        checked = _check_claims(claims, scene, where)
-        n_true = sum(ok for *_,ok in checked)
-        if n_true>most: best,best_where,most = checked,where,n_true
-    true = [(best_where.get(i),a,v) for i,a,v,ok in best if ok]
-    false = [(best_where.get(i),a,v) for i,a,v,ok in best if not ok]
+    def n_true(where): return sum(ok for *_,ok in _check_claims(claims, scene, where))
+    where = max(_readings(claims, scene), key=n_true)      # of equals, the first
+    checked = _check_claims(claims, scene, where)
+    true = [(where.get(i),a,v) for i,a,v,ok in checked if ok]
+    false = [(where.get(i),a,v) for i,a,v,ok in checked if not ok]
     return true,false
 
 # %% ../../nbs/11_oracle.ipynb #2a207f38
@@ -182,17 +184,18 @@ def precision_by_attribute(
     return {a:(float(np.mean(v)),len(v)) for a,v in hits.items() if v}
 
 # %% ../../nbs/11_oracle.ipynb #deaae791
-_relation_of = {'left':'left', 'right':'right', 'above':'above', 'over':'above',
-                'below':'below', 'under':'below'}
-
 def wrong_words(
     text:str, # a caption
     scene:Scene, # what is there
-)->set[str]: # words of `text` that claim something false
-    "The false words of a caption"
-    false = {(a,v) for _,a,v in match(_read(text)[0], scene)[1]}
-    def is_wrong(w):
-        return (lexicon.get(w) in false
-            or ('relation',_relation_of.get(w)) in false
-            or ('background',w) in false)
-    return {w for w in text.split() if is_wrong(w)}
+)->list[int]: # positions in `text.split()`, rising; words that claim nothing are not among them
+    "Where a caption claims something false: the positions of its wrong words, counted from 0"
+    claims = parse_caption(text)
+    def kindness(where):
+        truths = [ok for *_,ok in _check_claims(claims, scene, where)]
+        return sum(truths),truths      # of equals, the one whose mistakes come last
+    looked_at,_ = _read(text)
+    where = max(_readings(looked_at, scene), key=kindness)
+    wrong = set()
+    for (*_,ok),words in zip(_check_claims(claims, scene, where), claims.words):
+        if not ok: wrong.update(words)
+    return sorted(wrong)

@@ -9,11 +9,11 @@ __all__ = ['function_words', 'content_words', 'nouns_and_adjectives', 'coverage'
 # %% ../../nbs/appendix/wording.ipynb #b4a5d698
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from .reference_free import words
+from .words import split_words, words
 from ..models.encoder import ImageTextEncoder
 from ..models.lm import (
     PreTrainedModel, PreTrainedTokenizerBase, special_tokens, token_logprobs, tokenize_captions)
@@ -34,9 +34,10 @@ pair set left right'''.split())
 
 def content_words(
     text:str, # a caption
+    tokenize:str|Callable='unicode', # 'ptb', 'unicode', 'characters', or text -> its words
 )->list[str]: # in order, repeated ones too
     "The words of a caption that are not function words"
-    return [w for w in words(text) if w not in function_words]
+    return [w for w in words(text, tokenize) if w not in function_words]
 
 # %% ../../nbs/appendix/wording.ipynb #586b0b6b
 _single = frozenset('a an one this that each every another his her its'.split())
@@ -86,16 +87,18 @@ def _singular(w):
     if w.endswith('ies'): return w[:-3]+'y'
     return w[:-1]
 
-def _mentioned(text): return {_singular(w) for w in content_words(text)}
+def _mentioned(text, tokenize='unicode'):
+    return {_singular(w) for w in content_words(text, tokenize)}
 
 def coverage(
     caption:str, # a caption
     references:Sequence[str], # what people said of the same photo
+    tokenize:str|Callable='unicode', # 'ptb', 'unicode', 'characters', or text -> its words
 )->float: # 0 to 1; NaN where no reference has a content word
     "Share of what people mentioned that a caption mentions, by content words"
-    said = Counter(w for r in references for w in _mentioned(r))
+    said = Counter(w for r in references for w in _mentioned(r, tokenize))
     if not said: return math.nan
-    return sum(said[w] for w in _mentioned(caption))/said.total()
+    return sum(said[w] for w in _mentioned(caption, tokenize))/said.total()
 
 # %% ../../nbs/appendix/wording.ipynb #e0e05b1b
 _unfinished = frozenset('''a an the of in on at by for with without from to into onto under above
@@ -104,9 +107,10 @@ has have can will very his her its their my your this these next'''.split())
 
 def broken_ending(
     text:str, # a caption
+    tokenize:str|Callable='unicode', # 'ptb', 'unicode', 'characters', or text -> its words
 )->bool:
     "Does a caption end where no sentence does?"
-    ws = words(text)
+    ws = words(text, tokenize)
     return not ws or ws[-1] in _unfinished
 
 # %% ../../nbs/appendix/wording.ipynb #10d57abf
@@ -159,13 +163,16 @@ def perplexity(
 # %% ../../nbs/appendix/wording.ipynb #5b6a7c4e
 def vocabulary_size(
     captions:Sequence[str], # any captions
+    tokenize:str|Callable='unicode', # 'ptb', 'unicode', 'characters', or text -> its words
 )->int:
     "Number of different words"
-    return len({w for o in captions for w in words(o)})
+    return len({w for ws in split_words(captions, tokenize) for w in ws})
 
 def shared(
     captions:Sequence[str], # one caption per photo
+    tokenize:str|Callable='unicode', # 'ptb', 'unicode', 'characters', or text -> its words
 )->float: # 0 to 1
     "Share of captions that another photo has as well, by their words"
-    n = Counter(tuple(words(o)) for o in captions)
-    return sum(n[tuple(words(o))]>1 for o in captions)/len(captions)
+    said = list(map(tuple, split_words(captions, tokenize)))
+    n = Counter(said)
+    return sum(n[o]>1 for o in said)/len(captions)

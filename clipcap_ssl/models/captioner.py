@@ -61,7 +61,7 @@ class Captioner(nn.Module, SafeHubMixin,
         tokenizer:PreTrainedTokenizerBase, # the LM's
         *,
         encoder_name:str='', # what `load_encoder` calls the encoder that gives the features
-        encoder_hash:str='', # sha256 of that encoder's weights; '' if not known
+        encoder_hash:str='', # sha256 that tells that encoder from others; '' if not known
     ):
         super().__init__()
         self.mapper, self.lm, self.tokenizer = mapper, own_settings(lm), tokenizer
@@ -130,7 +130,7 @@ class Captioner(nn.Module, SafeHubMixin,
     def attach(self,
         encoder:ImageTextEncoder, # loaded already
     )->Self: # the same captioner
-        "Use an encoder that is loaded already; one with other weights is refused"
+        "Use an encoder that is loaded already; one with another hash is refused"
         if self.encoder_hash and encoder.hash != self.encoder_hash:
             raise ValueError(f"This captioner reads features of '{self.encoder_name}', "
                 f"sha256 {self.encoder_hash[:12]}...; '{encoder.name}' is {encoder.hash[:12]}..., "
@@ -145,7 +145,7 @@ class Captioner(nn.Module, SafeHubMixin,
         return self._encoder
 
     def embed(self,
-        images:list[Image.Image], # RGB
+        images:list[Image.Image|Tensor], # RGB, or what the encoder's `ready` made of them
     )->Float[Tensor,'b d']: # unit norm; 'b n d' where the mapping network reads a grid
         "Image features as the mapping network wants them"
         grid = getattr(self.mapper, 'grid', False)
@@ -175,7 +175,8 @@ class Captioner(nn.Module, SafeHubMixin,
 
     if TYPE_CHECKING: # their bodies are in the chapter on decoding, exported to this module
         def caption(self, photos:str|Path|Image.Image|np.ndarray|list, n:int=1, *,
-            decode:str|Callable=None, batch_size:int=64, urls:bool=False, **kwargs)->str|list: ...
+            decode:str|Callable=None, batch_size:int=64, urls:bool=False, errors:str='raise',
+            **kwargs)->str|list: ...
         def write(self, x:Float[Tensor,'b d'], n:int=1, *,
             decode:str|Callable=None, **kwargs)->list[str]: ...
 
@@ -234,7 +235,7 @@ def new_captioner(
     return model.to(getattr(encoder, 'device', 'cpu')).attach(encoder)
 
 # %% ../../nbs/09_generate.ipynb #8b98950c
-import difflib
+import difflib, warnings
 from functools import partial
 from .generate import beam, best_of_n, greedy, guided, sample
 
@@ -338,6 +339,31 @@ def write(self:Captioner,
     return _texts(_ready(self, decode, n, kwargs)(self, x), len(x), n)
 
 
+# %% ../../nbs/09_generate.ipynb #cb33cb87
+def _read_all(photos, ready, *, urls, errors):
+    "Number and ready photo of each that can be read; the error of each that cannot"
+    found,bad = [],[]
+    for i,photo in photos:
+        try: found.append((i, ready(read_photo(photo, urls))))
+        except ValueError as e:
+            if errors=='raise': raise
+            bad.append(e)
+    return found,bad
+
+def _embed_photos(model, todo, batch_size, *, urls, errors):
+    "Numbers and features of the photos that can be read, and a warning of the others"
+    ready = getattr(model.encoder, 'ready', None) or (lambda o: o)
+    rows,xs,bad = [],[],[]
+    photos = list(enumerate(todo))
+    for i in range(0, len(photos), batch_size):
+        found,failed = _read_all(photos[i:i+batch_size], ready, urls=urls, errors=errors)
+        bad += failed
+        if not found: continue
+        rows += [i for i,_ in found]
+        xs.append(model.embed([o for _,o in found]))
+    if bad: warnings.warn(f'{len(bad)} of {len(todo)} photos have no caption, first: {bad[0]}')
+    return rows,torch.cat(xs) if xs else None
+
 # %% ../../nbs/09_generate.ipynb #56d310f3
 @patch
 def caption(self:Captioner,
@@ -347,19 +373,22 @@ def caption(self:Captioner,
     decode:str|Callable=None, # 'greedy', 'sample', 'beam', 'guided', 'best_of_n', or a function of your own
     batch_size:int=64, # photos read and embedded at a time
     urls:bool=False, # fetch photos that are addresses on the web?
+    errors:str='raise', # of a photo that cannot be read: 'raise', or 'skip' it, with a warning
     **kwargs, # for the decoder: `num_beams`, `do_sample`, `top_p`, `max_new_tokens`, ...
-)->str|list: # one caption per photo; where `n` is above 1, a list of captions per photo
+)->str|list: # one caption per photo; where `n` is above 1, a list of captions per photo; None: skipped
     "Captions of photos"
     # 1) one photo or many
     many = isinstance(photos, (list,tuple)) or getattr(photos, 'ndim', 0)==4
     todo = list(photos) if many else [photos]
     if not todo: return []
+    if errors not in ('raise','skip'):
+        raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
     # 2) which decoder, with which arguments
     n = _count(n, kwargs)
     decoder = _ready(self, decode, n, kwargs)
     # 3) read, embed, write
-    parts = [todo[i:i+batch_size] for i in range(0, len(todo), batch_size)]
-    x = torch.cat([self.embed([read_photo(p, urls) for p in part]) for part in parts])
-    texts = _texts(decoder(self, x), len(todo), n)
-    found = [texts[i:i+n] if n>1 else texts[i] for i in range(0, len(texts), n)]
+    rows,x = _embed_photos(self, todo, batch_size, urls=urls, errors=errors)
+    texts = _texts(decoder(self, x), len(rows), n) if rows else []
+    found = [None]*len(todo)
+    for at,i in enumerate(rows): found[i] = texts[n*at:n*(at+1)] if n>1 else texts[at]
     return found if many else found[0]

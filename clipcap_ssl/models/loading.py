@@ -6,36 +6,50 @@
 __all__ = ['add_lora', 'fetch_model', 'load_tokenizer', 'lm_hash', 'load_lm']
 
 # %% ../../nbs/appendix/loading.ipynb #a76edd98
-import hashlib, threading
+import copy, hashlib, json, os, re, shutil, tempfile, threading
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
+from safetensors.torch import load_file
 from torch import nn
 from ..core import MissingModelError, asset_path, named_object
-from .lm import AutoModelForCausalLM, AutoTokenizer
+from .checked import BadFile, check_finite, check_fits, clean_tokenizer
+from .checked import lm_config, no_network, plain_errors, plain_file
+from .checked import read_checked, weights_header
+from .lm import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .lm import PreTrainedModel, PreTrainedTokenizerBase, freeze, special_tokens
 
 # %% ../../nbs/appendix/loading.ipynb #6cb094fc
 from transformers.utils import logging
 
 # %% ../../nbs/appendix/loading.ipynb #e4153a8a
+def _linear_names(lm):
+    "What the linear layers of a language model are called, but for the one that gives the logits"
+    head = lm.get_output_embeddings()
+    linear = [k for k,m in lm.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    return sorted({k.rpartition('.')[2] for k in linear})
+
 def add_lora(
     lm:PreTrainedModel, # changed in place
     r:int=8, # rank of the update
     alpha:float=16., # the update is multiplied by alpha/r
     *,
     dropout:float=0., # of what the update reads, in training
-    targets:list[str]|None=None, # names of the layers; None: peft's choice for this architecture
+    targets:list[str]|None=None, # names of the layers; None: peft's choice for this architecture, or all linear ones
     seed:int=0, # of the update's first matrix; the second begins at zero
 )->PreTrainedModel: # the same one: frozen, but for the update
     "Let a frozen language model learn by low-rank updates"
-    try: from peft import LoraConfig, inject_adapter_in_model
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as peft_choice
     except ImportError:
         raise ImportError('LoRA needs peft, an optional extra: '
             'pip install "clipcap_ssl[lora]"') from None
+    kind = lm.config.model_type
+    targets = targets or peft_choice.get(kind) or _linear_names(lm)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
-        fan_in_fan_out=lm.config.model_type=='gpt2')
+        fan_in_fan_out=kind=='gpt2')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, freeze(lm))
@@ -72,27 +86,46 @@ def fetch_model(
     revision:str=None, # branch, tag or commit on the hub; None: the newest
     token:str=None, # for a private repository; None: the one that `hf auth login` kept
     seconds:float=8, # how long to wait for the hub's first answer
+    hub:bool=True, # may the hub be asked?
 )->Path: # a folder with the model's files
     "Find a model: a folder as it is, then the local cache, then one try at the hub"
     # 1) a folder, or the cache
     if Path(name).is_dir(): return Path(name)
-    name, hub = str(name), dict(revision=revision, token=token)
-    cached = _cached(name, hub)
+    name, at = str(name), dict(revision=revision, token=token)
+    cached = _cached(name, at)
     if cached: return cached
     # 2) does the hub have it?
     where = f"'{name}' is neither a folder nor in the local cache"
     how = ('Give a folder with config.json, tokenizer and *.safetensors; '
         f'or fetch it once where there is a network: hf download {name}')
+    if not hub:
+        raise MissingModelError(f'{where}, and a name in a file that was handed to you does not '
+            f'ask the network. Name it yourself: lm={name!r}. {how}')
     if constants.HF_HUB_OFFLINE:
         raise MissingModelError(f'{where}, and HF_HUB_OFFLINE is set. {how}')
-    try: _within(seconds, lambda: HfApi().model_info(name, timeout=seconds, **hub))
+    try: _within(seconds, lambda: HfApi().model_info(name, timeout=seconds, **at))
     except Exception as e:
         why = f'{type(e).__name__}: {str(e).splitlines()[0]}' if str(e) else type(e).__name__
         raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us '
             f'({why}). {how}') from None
     # 3) fetch what is needed
     wanted = ['*.json', '*.txt', '*.model', 'model*.safetensors']
-    return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns='*/*', **hub))
+    return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns='*/*', **at))
+
+# %% ../../nbs/appendix/loading.ipynb #2c87ce20
+@contextmanager
+def _alone(file):
+    "A temporary folder in which a file lies alone"
+    with tempfile.TemporaryDirectory(prefix='clipcap-') as tmp:
+        try: os.symlink(file.resolve(), Path(tmp)/file.name)
+        except OSError: shutil.copyfile(file, Path(tmp)/file.name)
+        yield Path(tmp)
+
+def _model_type(folder):
+    "The architecture that a folder's configuration names, by which transformers finds a tokenizer"
+    file = plain_file(folder, 'config.json')
+    kind = read_checked(file, 2**26).get('model_type') if file else None
+    return kind if isinstance(kind, str) and re.fullmatch(r'[\w-]{1,80}', kind) else None
 
 # %% ../../nbs/appendix/loading.ipynb #1ebb4d63
 def load_tokenizer(
@@ -101,10 +134,15 @@ def load_tokenizer(
     gguf_file:str|None=None, # read it from this GGUF file in the folder
 )->PreTrainedTokenizerBase: # pads with its end token if it has no pad token
     "A tokenizer that fits the language model, or an error"
-    more = {'gguf_file':gguf_file} if gguf_file else {}
-    tok = AutoTokenizer.from_pretrained(folder,
-        local_files_only=True, trust_remote_code=False, **more)
-    if not vocab_size/2 < len(tok) <= vocab_size:
+    safe = dict(local_files_only=True, trust_remote_code=False)
+    if gguf_file: clean,safe = _alone(Path(folder)/gguf_file),safe|dict(gguf_file=gguf_file)
+    else: clean = clean_tokenizer(folder, _model_type(folder))
+    how = 'fetch the whole model again'
+    with clean as files, no_network(), plain_errors(f'The tokenizer in {folder}', how):
+        tok = AutoTokenizer.from_pretrained(files, **safe)
+        last = max(tok.get_vocab().values(), default=0)
+    tok.name_or_path = str(folder)
+    if not vocab_size/2 < len(tok) <= vocab_size or last>=vocab_size:
         raise MissingModelError(f'The tokenizer in {folder} has {len(tok):,} tokens and the '
             f"language model {vocab_size:,}: the tokenizer's files (tokenizer.json, or vocab.json "
             'and merges.txt) are missing there, or belong to another model. '
@@ -128,45 +166,83 @@ def lm_hash(
 # %% ../../nbs/appendix/loading.ipynb #49ca61c9
 @contextmanager
 def _no_bars():
-    "Keep transformers' progress bars away from output that others read"
-    on = logging.is_progress_bar_enabled()
+    "Keep transformers' progress bars and reports away from output that others read"
+    on,level = logging.is_progress_bar_enabled(),logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try: yield
     finally:
         if on: logging.enable_progress_bar()
+        logging.set_verbosity(level)
 
 # %% ../../nbs/appendix/loading.ipynb #f4c6b035
 def _load_gguf(file, device):
     "A language model and its tokenizer from a GGUF file"
     if not file.is_file(): raise MissingModelError(f"There is no file '{file}'")
-    with _no_bars():
-        lm = AutoModelForCausalLM.from_pretrained(file.parent,
-            gguf_file=file.name, dtype=torch.float32, local_files_only=True)
+    safe = dict(dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    with _no_bars(), _alone(file) as folder, no_network(), plain_errors(file):
+        lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **safe)
+    check_finite(lm, file)
     lm.source = dict(name=str(file), sha256=lm_hash(lm))
     n_words = lm.get_input_embeddings().num_embeddings
     return lm.to(device).eval(), load_tokenizer(file.parent, n_words, file.name)
+
+# %% ../../nbs/appendix/loading.ipynb #47303f87
+def _weight_files(folder):
+    "The safetensors files of a language model: one, or those that its index names"
+    single,index = (plain_file(folder, 'model.safetensors'+o) for o in ('','.index.json'))
+    if single: return [single]
+    if index:
+        parts = read_checked(index, 2**26).get('weight_map')
+        if not isinstance(parts, dict) or not parts: raise BadFile(f'{index} has no weight_map')
+        names = sorted({str(o) for o in parts.values()})
+        files = [plain_file(folder, o) for o in names]
+        if all(files) and all(o.endswith('.safetensors') for o in names): return files
+        raise MissingModelError(f'{folder} lacks some of the files that {index.name} names')
+    raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are '
+        'pickles, which can run code when they are read, and are refused: '
+        'load them elsewhere, once, and write them with save_pretrained.')
+
+def _read_config(file):
+    "The checked configuration of a language model, as transformers reads it"
+    kept = lm_config(read_checked(file), file)
+    with tempfile.TemporaryDirectory(prefix='clipcap-') as tmp, plain_errors(file):
+        (Path(tmp)/'config.json').write_text(json.dumps(kept))
+        return AutoConfig.from_pretrained(tmp, local_files_only=True, trust_remote_code=False)
+
+def _read_lm(folder):
+    "A language model from the checked files of a folder"
+    files,config = _weight_files(folder),_read_config(folder/'config.json')
+    def build():
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    with no_network(), _no_bars():
+        empty = check_fits(build, weights_header(files), files[0])
+        with plain_errors(files[0]):
+            state = {k:t for file in files for k,t in load_file(file).items()}
+            lm,report = type(empty).from_pretrained(None, config=empty.config, state_dict=state,
+                dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report['missing_keys'])
+    if missing: raise BadFile(f'{files[0]} lacks {missing[0]} and {len(missing)-1} more weights')
+    check_finite(lm, files[0])
+    return lm
 
 # %% ../../nbs/appendix/loading.ipynb #2c0e6c48
 def load_lm(
     name:str|Path, # 'toy', a folder, a .gguf file, a name on the hub such as 'gpt2', or 'package.module:function'
     device:torch.device=None, # None: the CPU
+    *,
+    hub:bool=True, # may what is not on this machine be fetched from the Hugging Face hub?
 )->tuple[PreTrainedModel,PreTrainedTokenizerBase]: # the LM (float32, eval mode) and its tokenizer
     "Load a language model and its tokenizer, from safetensors alone and without code from the hub"
     # 1) a function of the user's own, or a GGUF file
     if ':' in str(name) and not Path(name).exists(): return named_object(name)()
     if str(name).endswith('.gguf'): return _load_gguf(Path(name), device)
     # 2) a folder with all that we need
-    folder = asset_path('toy-lm') if name=='toy' else fetch_model(name)
-    if not (folder/'config.json').exists():
+    folder = asset_path('toy-lm') if name=='toy' else fetch_model(name, hub=hub)
+    if not plain_file(folder, 'config.json'):
         raise MissingModelError(f'{folder} has no config.json: '
             'give a folder written by save_pretrained, or a name on the hub')
-    if not any(folder.glob('*.safetensors')):
-        raise MissingModelError(f'{folder} has no *.safetensors. Weights in older formats are '
-            'pickles, which can run code when they are read, and are refused: '
-            'load them elsewhere, once, and write them with save_pretrained.')
     # 3) read it
-    with _no_bars():
-        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
-            local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    lm = _read_lm(folder)
     lm.source = dict(name=str(name), sha256=lm_hash(lm))
     return lm.to(device).eval(), load_tokenizer(folder, lm.get_input_embeddings().num_embeddings)

@@ -7,17 +7,22 @@ __all__ = ['card_mark', 'lm_as_loaded', 'model_card', 'public_encoder_name', 'fi
            'read_captioner']
 
 # %% ../../nbs/appendix/sharing.ipynb #34dca336
-import inspect, os, tempfile, uuid
+import inspect, uuid
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
-from ..core import MissingModelError, read_json, write_json
-from .encoder import ImageTextEncoder, load_encoder, open_clip
+from ..core import MissingModelError, finish_save, read_json, whole_folder, write_json
+from .checked import BadFile, Few, Share, Size, check_finite, check_fits
+from .checked import fitting, lm_config, no_network, own_object, plain_errors
+from .checked import plain_file, read_checked, weights_header
+from .encoder import ImageTextEncoder, encoder_hash, load_encoder, open_clip
 from .lm import AutoConfig, AutoModelForCausalLM, PreTrainedModel, freeze
+from .lm import save_tokenizer
 from .loading import add_lora, fetch_model, lm_hash, load_lm, load_tokenizer
 from .mapper import make_mapper
 
@@ -91,20 +96,27 @@ def public_encoder_name(
     folder = _folder_of(name)
     return name if folder is None else f'open_clip:{folder.resolve().name}'
 
+def _looked_at(place, wanted):
+    "Why a folder is not the encoder that is wanted; None where it is. Nothing of it is loaded"
+    if not Path(place).is_dir(): return 'not there'
+    try: found = encoder_hash(place)
+    except (ValueError, OSError) as e: return str(e)
+    if wanted and found!=wanted: return f'another encoder, sha256 {found[:12]}...'
+
 def find_encoder(
     captioner:nn.Module, # says which encoder, and where it may lie
-)->ImageTextEncoder:
+)->ImageTextEncoder: # with the hash that the captioner names
     "Load the encoder of a captioner: by name, or from the first folder that holds it"
     name,wanted,looked = captioner.encoder_name,captioner.encoder_hash,[]
     folder = _folder_of(name)
-    if folder is None: return load_encoder(name, device=captioner.device)
+    if folder is None:
+        if ':' in name and not name.startswith('open_clip:'): own_object(name)
+        hub = getattr(captioner, 'may_ask_hub', True)
+        return load_encoder(name, device=captioner.device, hub=hub)
     for place in dict.fromkeys([*captioner.places, folder]):
-        if not Path(place).is_dir():
-            looked.append(f'{place} (not there)')
-            continue
-        encoder = load_encoder(f'open_clip:{place}', device=captioner.device)
-        if not wanted or encoder.hash==wanted: return encoder
-        looked.append(f'{place} (another encoder, sha256 {encoder.hash[:12]}...)')
+        why = _looked_at(place, wanted)
+        if why is None: return load_encoder(f'open_clip:{place}', device=captioner.device)
+        looked.append(f'{place} ({why})')
     raise MissingModelError(f"The encoder '{name}' of this captioner, sha256 {wanted[:12]}..., "
         f"was looked for in {', '.join(looked)}. Say where its folder lies: "
         'encoder=FOLDER, or --encoder FOLDER')
@@ -135,7 +147,7 @@ def write_captioner(
         save_file(own, file, {'stamp':stamp})
     else: save_model(captioner, file, {'stamp':stamp})
     # 2) tokenizer and configuration
-    captioner.tokenizer.save_pretrained(folder)
+    save_tokenizer(captioner.tokenizer, folder)
     lm_config = {k:v for k,v in lm.config.to_dict().items() if k!='_name_or_path'}
     source,name = dict(lm.source) if light else None,captioner.encoder_name
     if light and Path(source['name']).exists(): source['name'] = Path(source['name']).resolve().name
@@ -160,14 +172,14 @@ class SafeHubMixin(ModelHubMixin):
         save_directory:str|Path, # a folder, made if need be; files that are not a captioner's stay
         config:dict=None, # not used: `push_to_hub` hands it over, `config.json` is our own
         model_card_kwargs:dict=None, # for the model card's template
+        *,
+        beside:dict=None, # what else belongs to this captioner: name of a JSON file -> its content
     )->Path: # the folder
-        "Write all files beside their places, then move them"
+        "Write all files aside, then give them their places, all or none"
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as tmp:
-            super().save_pretrained(tmp, model_card_kwargs=model_card_kwargs)
-            for f in sorted(Path(tmp).iterdir()):
-                if not _is_users_card(folder/f.name): os.replace(f, folder/f.name)
+        with whole_folder(folder, keep=_is_users_card) as new:
+            super().save_pretrained(new, model_card_kwargs=model_card_kwargs)
+            for name,content in (beside or {}).items(): write_json(new/name, content)
         return folder
 
     @classmethod
@@ -184,9 +196,10 @@ class SafeHubMixin(ModelHubMixin):
     )->Self: # in eval mode
         "Load from a folder, the local cache or the hub"
         folder = fetch_model(name, revision=revision, token=token)
-        if not (folder/'config.json').exists():
+        finish_save(folder)
+        if not plain_file(folder, 'config.json'):
             raise MissingModelError(f'{folder} has no config.json, so it is not a saved captioner.')
-        loaded = super().from_pretrained(folder, mapper=mapper, lm=lm)
+        loaded = read_captioner(cls, folder, mapper, lm=lm, hub=not Path(name).is_dir())
         loaded = loaded.to(device=device, dtype=dtype)
         if isinstance(encoder, (str,Path)):
             name = f'open_clip:{encoder}' if Path(encoder).expanduser().is_dir() else str(encoder)
@@ -208,7 +221,7 @@ def _load_weights(
     light:bool=False, # may the language model's own weights be missing?
 ):
     "Read weights into `model`, or say what is wrong with the file"
-    if not file.exists():
+    if not plain_file(file.parent, file.name):
         raise MissingModelError(f'{file} is not there; '
             'a captioner is read from safetensors, never from a pickle')
     try:
@@ -218,67 +231,203 @@ def _load_weights(
             if more or any(not k.startswith('lm.') or '.lora_' in k for k in missing):
                 raise RuntimeError(f'missing {missing}, not known {more}')
     except (SafetensorError, RuntimeError) as e:
+        said = ' '.join(str(e).split())[:300]
         raise ValueError(f'{file} is damaged or of another model; '
-            f'save or fetch it again ({e})') from None
+            f'save or fetch it again ({said})') from None
     if found != stamp:
         raise ValueError(f'{file} and the config.json beside it come from two different saves; '
             'save or fetch both again')
+    check_finite(model, file)
+
+# %% ../../nbs/appendix/sharing.ipynb #7fd7a170
+class _Said(BaseModel):
+    "Types are as they are said; more keys may be there"
+    model_config = ConfigDict(extra='allow', strict=True, protected_namespaces=())
+
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Count = Annotated[int, Field(ge=0, le=4096)]
+
+class _Named(_Said):
+    "A part that lies elsewhere"
+    name:Annotated[str, Field(max_length=1000)]
+    sha256:Annotated[str, Field(max_length=200)]
+
+class _Mapper(_Said):
+    "A mapping network: its name and its sizes"
+    kind:Annotated[str, Field(pattern=r'^[\w.]+(:\w+)?$', max_length=200)]
+    d:Size
+    k:Size
+    e:Size
+    hidden:Size|None=None
+    n_layers:Few=1
+    n_heads:Size=1
+    clip_length:Size=1
+
+class _Lora(_Said):
+    "A low-rank update"
+    r:Annotated[int, Field(gt=0, le=1024)]
+    alpha:_Number=16.
+    dropout:Share=0.
+    targets:list[Annotated[str, Field(pattern=r'^[\w.]+$')]]|None=None
+
+# %% ../../nbs/appendix/sharing.ipynb #4ecd50e5
+class _Decoding(_Said):
+    "How captions are written"
+    decode:Literal['greedy','sample','beam','guided','best_of_n']|None=None
+    max_new_tokens:_Count=1
+    min_new_tokens:_Count=0
+    no_repeat_ngram_size:_Count=0
+    repetition_penalty:_Number=1.
+    temperature:_Number=1.
+    top_k:_Count=0
+    top_p:_Number=1.
+    strength:_Number=1.
+    length_penalty:_Number=1.
+    lm_weight:_Number=0.
+    n:Annotated[int, Field(gt=0, le=1024)]=1
+    num_beams:Annotated[int, Field(gt=0, le=1024)]=1
+    batch_size:Annotated[int, Field(gt=0)]=1
+
+class _Facts(_Said):
+    "What the card says"
+    data:str=''
+    labels:str=''
+    stage:str=''
+    note:str=''
+    row:str|None=None
+    scores:dict[str,float]|None=None
+
+class _CaptionerFile(_Said):
+    "config.json of a captioner"
+    mapper_config:_Mapper|None
+    lm_config:dict
+    lm_source:_Named|None=None
+    lora:_Lora|None=None
+    encoder_id:_Named
+    facts:_Facts=None
+    decoding:_Decoding=None
+    stamp:str
+
+def _captioner_config(folder):
+    "The checked configuration of a captioner"
+    file = folder/'config.json'
+    found = read_checked(file)
+    if 'lm_config' not in found: raise BadFile(f'{file} does not describe a captioner')
+    cfg = fitting(_CaptionerFile, found, file)
+    source = (cfg.get('lm_source') or {}).get('name', 'toy')
+    if ':' in source or '..' in Path(source).parts or Path(source).is_absolute():
+        raise BadFile(f'{file}: lm_source {source[:80]!r} is neither the name of a folder nor of a '
+            'model on the hub: say where it lies by lm=...')
+    return cfg|dict(lm_config=lm_config(cfg['lm_config'], f'{file}: lm_config'))
 
 # %% ../../nbs/appendix/sharing.ipynb #c4b63335
-def _build_lm(cfg, lm):
-    "The LM that a configuration describes: random weights, or as loaded where it was kept by name"
-    source = cfg.get('lm_source')
-    if not source:
+def _empty_lm(cfg):
+    "The LM that a configuration describes, with random weights"
+    with no_network(), plain_errors('The language model of config.json', 'it cannot be built'):
         config = AutoConfig.for_model(**cfg['lm_config'])
-        model = AutoModelForCausalLM.from_config(config)
-    else:
-        name = lm or source['name']
-        model = freeze(load_lm(name)[0])
-        found, wanted = model.source['sha256'], source['sha256']
-        if found != wanted:
-            raise ValueError('This captioner was trained in front of the language model '
-                f"'{source['name']}', sha256 {wanted[:12]}...; "
-                f"'{name}' is {found[:12]}..., another one")
-    return add_lora(model, **cfg['lora']) if cfg.get('lora') else model
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+def _named_lm(source, lm, hub):
+    "The LM that a configuration names; what the user names may be fetched, the file's name may not"
+    name = lm or source['name']
+    model = freeze(load_lm(name, hub=hub or bool(lm))[0])
+    found, wanted = model.source['sha256'], source['sha256']
+    if found != wanted:
+        raise ValueError('This captioner was trained in front of the language model '
+            f"'{source['name']}', sha256 {wanted[:12]}...; "
+            f"'{name}' is {found[:12]}..., another one")
+    return model
+
+def _build_lm(cfg, lm, hub=False):
+    "The LM of a configuration, or as loaded where it was kept by name"
+    source = cfg.get('lm_source')
+    model = _named_lm(source, lm, hub) if source else _empty_lm(cfg)
+    if not cfg.get('lora'): return model
+    with plain_errors('The low-rank update of config.json', 'it does not fit its language model'):
+        return add_lora(model, **cfg['lora'])
 
 # %% ../../nbs/appendix/sharing.ipynb #903283ca
+def _check_own_mapper(kind):
+    "Refuse a name in a file that leads to anything but a network of the user's own"
+    found = own_object(kind)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise BadFile(f"'{kind}' is not a network (a class of nn.Module)")
+
 def _build_mapper(cfg, mapper):
     "The mapping network that a configuration describes, or the user's own"
     if isinstance(mapper, nn.Module): return mapper
     if cfg is None:
         raise ValueError('Its mapping network is not one of ours: '
             'from_pretrained(..., mapper=...) wants one like it')
-    if mapper is None: return make_mapper(**cfg)
+    if mapper is None and ':' in cfg['kind']:
+        _check_own_mapper(cfg['kind'])
+        return make_mapper(**cfg)
+    if mapper is None:
+        with plain_errors('The mapping network of config.json', 'it cannot be built'):
+            return make_mapper(**cfg)
     built = mapper(**{k:v for k,v in cfg.items() if k!='kind'})
     built.config = cfg
     return built
 
+# %% ../../nbs/appendix/sharing.ipynb #694f767b
+def _check_sizes(cfg, folder, mapper):
+    "Refuse a configuration that describes another captioner than the weights"
+    file = folder/'model.safetensors'
+    if not plain_file(folder, file.name): return      # `_load_weights` says so
+    header,own = weights_header([file]),cfg['mapper_config'] is None
+    def build():
+        parts = nn.ModuleDict()
+        if mapper is None and not own and ':' not in cfg['mapper_config']['kind']:
+            parts['mapper'] = _build_mapper(cfg['mapper_config'], None)
+        if not cfg.get('lm_source'): parts['lm'] = _build_lm(cfg, None)
+        return parts
+    check_fits(build, header, file)
+
+def _local(folder):
+    "Where things lie on this machine, as a run has noted: folders and files that are there"
+    file = plain_file(folder, 'local.json')
+    noted = read_checked(file) if file else {}
+    paths = {k:Path(v) for k,v in noted.items() if isinstance(v, str) and '\0' not in v}
+    return {k:p for k,p in paths.items() if p.is_absolute() and (p.exists() or k=='encoder')}
+
 # %% ../../nbs/appendix/sharing.ipynb #0b657d23
+def _named_places(encoder, folder, local):
+    "Folders in which the encoder may lie: in the captioner's folder, beside it, beside its run"
+    name = Path(encoder['name'].partition(':')[2]).name
+    here = folder.resolve()
+    beside = [d/name for d in (here, here.parent, here.parent.parent)]
+    return [*beside, *([local['encoder']] if 'encoder' in local else [])]
+
+def _check_writes(model, file):
+    "Refuse a language model that cannot read a prefix, or whose numbers overflow"
+    p = model.null_prefix[None].to(model.lm.get_input_embeddings().weight.dtype)
+    with plain_errors(file, 'the sizes in it do not go together'), torch.no_grad():
+        logits = model.lm(inputs_embeds=p, use_cache=False).logits
+    if not logits.isfinite().all():
+        raise BadFile(f'{file}: its language model gives no finite numbers')
+
 def read_captioner(
     cls:type, # the class to build
     folder:str|Path, # written by `write_captioner`
     mapper:nn.Module|type=None, # a mapping network of the user's own, or its class
     *,
     lm:str|Path=None, # where its language model lies
+    hub:bool=False, # may parts that it names be fetched from the Hugging Face hub?
 )->nn.Module: # in eval mode
     "Build the captioner that `config.json` describes, and read its weights"
-    # 1) the parts
+    # 1) what it says, before anything is built
     folder = Path(folder)
-    cfg = read_json(folder/'config.json')
-    if 'lm_config' not in cfg:
-        raise ValueError(f'{folder}/config.json does not describe a captioner')
+    cfg,local = _captioner_config(folder),_local(folder)
+    _check_sizes(cfg, folder, mapper)
+    # 2) the parts
+    encoder,light = cfg['encoder_id'],bool(cfg.get('lm_source'))
     mapper = _build_mapper(cfg['mapper_config'], mapper)
-    local = read_json(folder/'local.json') if (folder/'local.json').is_file() else {}
-    built = _build_lm(cfg, lm or local.get('lm'))
+    built = _build_lm(cfg, lm or local.get('lm'), hub)
     tok = load_tokenizer(folder, built.get_input_embeddings().num_embeddings)
-    # 2) the captioner and its weights
-    encoder = cfg['encoder_id']
+    # 3) the captioner and its weights
     model = cls(mapper, built, tok, encoder_name=encoder['name'], encoder_hash=encoder['sha256'])
-    name = Path(encoder['name'].partition(':')[2]).name
-    here = folder.resolve()
-    beside = [d/name for d in (here, here.parent, here.parent.parent)]    # also beside a run
-    model.places = [*beside, *([Path(local['encoder'])] if 'encoder' in local else [])]
-    light = bool(cfg.get('lm_source'))
+    model.places,model.may_ask_hub = _named_places(encoder, folder, local),hub
     _load_weights(model, folder/'model.safetensors', cfg['stamp'], light=light)
     model.facts, model.decoding = cfg.get('facts', {}), cfg.get('decoding', {})
-    return model.eval()
+    _check_writes(model.eval(), folder/'config.json')
+    return model

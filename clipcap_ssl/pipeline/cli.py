@@ -6,13 +6,13 @@
 __all__ = ['columns', 'clipcap_train', 'clipcap_demo', 'clipcap_eval', 'clipcap_caption', 'clipcap_pretrain']
 
 # %% ../../nbs/18_cli.ipynb #cbdeba77
-import importlib, json, math, sys, tomllib
+import importlib, math, sys, tomllib
 from dataclasses import replace
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from ..core import asset_path, default_device, plainly, read_json, write_json
+from ..core import as_json, asset_path, default_device, plainly, read_json, write_json
 from .config import Config, load_config, own_names, run_config, saved_row
-from .config import settings_table
+from .config import check_config, settings_table, unsure_below
 
 # %% ../../nbs/18_cli.ipynb #385c58fe
 def _settings(pairs):
@@ -94,7 +94,10 @@ def clipcap_demo(
 # %% ../../nbs/18_cli.ipynb #7eea761c
 def _import_code(modules, cfg, settings):
     "Import the modules that the user trusts; refuse if one of the `settings` needs another"
+    if not modules and not own_names(cfg): return
+    from clipcap_ssl.models.checked import check_own, trust
     for m in modules or []:
+        trust(m)
         try: importlib.import_module(m)
         except ImportError as e:
             raise ValueError(f'--code {m}: it cannot be imported ({e}); '
@@ -104,6 +107,7 @@ def _import_code(modules, cfg, settings):
         if setting in settings and module not in sys.modules:
             raise ValueError(f"The run's {setting} is '{name}', code of somebody's own, which is "
                              f'not run unasked. If you trust it: --code {module}')
+        if setting in settings: check_own(name)
 
 # %% ../../nbs/18_cli.ipynb #8109a0d3
 def _encoder_name(encoder):
@@ -138,10 +142,10 @@ def _judge_again(parts, cfg, model, *, split, writing):
     test = parts.test
     x,refs = (test.x,test.references) if split=='test' else _unseen(parts)
     captions = dict(zip(refs, model.write(x, **writing)))
-    if split!='test': return evaluate(captions, refs, prompt=cfg.prompt, reward=parts.encoder)
+    how = dict(prompt=cfg.prompt, reward=parts.encoder, tokenize=cfg.tokenize)
+    if split!='test': return evaluate(captions, refs, **how)
     graphs = test.scenes if len(test.ids)>=100 else None
-    return evaluate(captions, refs, test.x_judge, judge=parts.judge, scenes=graphs,
-                    prompt=cfg.prompt, reward=parts.encoder)
+    return evaluate(captions, refs, test.x_judge, judge=parts.judge, scenes=graphs, **how)
 
 # %% ../../nbs/18_cli.ipynb #f3b38f2c
 @call_parse
@@ -155,6 +159,7 @@ def clipcap_eval(
     batch:int=256, # Captions written at a time
     decode:str=None, # greedy, sample, beam, guided or best_of_n; default: as for the run's scores
     encoder:str=None, # Folder of the encoder, if it is not where the run had it
+    tokenize:str=None, # How words are cut: ptb, unicode, characters, or module:function; default: as in the run
     code:Param('A module of your own to import; may be repeated', str, action='append')=None,
 ):
     """Judge the captioner of a run once more. Prints one table and writes RUN/eval-SPLIT.json.
@@ -165,7 +170,8 @@ def clipcap_eval(
     if split not in ('test','unseen'): raise ValueError(f"split is test or unseen, not '{split}'")
     cfg = run_config(folder)
     if encoder: cfg = replace(cfg, encoder=_encoder_name(encoder))
-    _import_code(code, cfg, ['encoder','judge','mapper'])
+    if tokenize: cfg = check_config(replace(cfg, tokenize=tokenize))
+    _import_code(code, cfg, ['encoder','judge','mapper','tokenize'])
     # what is heavy
     from clipcap_ssl.models.captioner import Captioner
     from clipcap_ssl.pipeline.experiment import row_decoding
@@ -180,7 +186,8 @@ def clipcap_eval(
     writing = dict(decode=decode, batch_size=_at_least_one(batch))
     scores = _judge_again(parts, cfg, model, split=split, writing=writing)
     numbers = {k:float(v) for k,v in scores.items() if math.isfinite(v)}
-    write_json(folder/f'eval-{split}.json', dict(row=row, split=split, scores=numbers))
+    write_json(folder/f'eval-{split}.json', dict(row=row, split=split, tokenize=cfg.tokenize,
+                                              failed=scores.failed, scores=numbers))
     print(table({row: scores}, [c for c in columns if c in scores]))
 
 # %% ../../nbs/18_cli.ipynb #f70c5786
@@ -216,21 +223,25 @@ def _looks_like_folder(path):
     "Is it meant as a folder, and not as OWNER/NAME on the hub?"
     return path.startswith(('.', '/', '~', 'runs/')) or path.count('/')!=1
 
+def _is_run(folder):
+    "Did a run write its settings here? A config.toml alone may be anybody's"
+    written = [(folder/o).is_file() for o in ('config.toml','splits.json','scores.json')]
+    return written[0] and any(written[1:])
+
 def _load_captioner(path, code, device, *, dtype=None, encoder=None):
     "A captioner, and the similarity below which it is unsure"
     folder = Path(path)
     if not folder.exists() and _looks_like_folder(str(path)):
         raise FileNotFoundError(f"There is no folder '{path}'. Give the folder of a run or of "
                                 'a captioner, or OWNER/NAME on the Hugging Face hub')
-    runs = [p for p in (folder, folder.absolute().parent) if (p/'config.toml').is_file()]
+    runs = [p for p in (folder, folder.absolute().parent) if _is_run(p)]
     cfg = run_config(runs[0]) if runs else Config()
     _import_code(code, cfg, ['encoder','mapper'])
     from clipcap_ssl.models.captioner import Captioner
     if (folder/'captioner').is_dir(): folder = folder/'captioner'
     where = folder if folder.exists() else path
     model = Captioner.from_pretrained(where, device=device, dtype=_dtype(dtype), encoder=encoder)
-    calibration = folder/'calibration.json'
-    below = read_json(calibration)['similarity_p05'] if calibration.is_file() else None
+    below = unsure_below(folder)
     if runs and not model.decoding:        # a run of an older version
         model.decoding = dict(decode='greedy', **cfg.decoding_arguments())
     return model,below
@@ -258,7 +269,7 @@ def clipcap_caption(
     for r in _caption_rows(captioner, photos, below, **how):
         failed += 'error' in r
         unsure = ' (unsure)' if r.get('unsure') else ''
-        if jsonl: print(json.dumps(r, ensure_ascii=False), flush=True)
+        if jsonl: print(as_json(r), flush=True)
         elif 'error' in r: _to_stderr(f"{r['file']}: {r['error']}")
         else: print(f"{r['file']}: {r['caption']}{unsure}", flush=True)
     if failed: sys.exit(1)

@@ -7,17 +7,20 @@ __all__ = ['Count', 'Natural', 'Several', 'Weight', 'Positive', 'Seed', 'row_nam
            'DataConfig', 'CaptionerConfig', 'DecodingConfig', 'TextConfig', 'Stage1Config', 'TrainingConfig',
            'AnchorConfig', 'ExpertConfig', 'PolicyConfig', 'GumbelConfig', 'RewardConfig', 'RowsConfig', 'FullConfig',
            'AbstractConfig', 'NaiveConfig', 'ControlConfig', 'Config', 'row_start', 'kept_row', 'saved_row',
-           'own_names', 'import_own', 'check_config', 'settings_table', 'recipe_path', 'load_config', 'config_text',
-           'save_config', 'located', 'without_paths', 'run_config']
+           'unsure_below', 'own_names', 'import_own', 'check_config', 'settings_table', 'recipe_path', 'load_config',
+           'config_text', 'save_config', 'located', 'without_paths', 'run_config']
 
 # %% ../../nbs/appendix/config.ipynb #83abfee4
 import difflib, json, math, numbers, os, re, tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, get_type_hints
+import tomli_w
 from fastcore.docments import docments
-from ..core import asset_path, import_named, read_json, write_text
-
+from pydantic import FiniteFloat
+from typing_extensions import NotRequired, TypedDict
+from ..core import asset_path, finish_save, import_named, write_text
+from ..documents import read_document, read_utf8
 
 # %% ../../nbs/appendix/config.ipynb #418d07e7
 @dataclass(frozen=True)
@@ -47,18 +50,20 @@ Seed = Annotated[int, Range(0, 2**31-1)]
 @dataclass
 class DataConfig:
     "Settings of the data, the encoders, the language model and the labels"
-    data:str='scenes' # 'scenes', or a folder with captions.jsonl and splits
+    data:str='scenes' # 'scenes', or a folder: captions.jsonl, .csv or .tsv, COCO, Karpathy, Hugging Face, Flickr, .txt
     unlabelled:str='' # another manifest in that folder: photos without captions
     encoder:str='toy' # what the captioner sees, and what rewards it; or 'package.module:function'
     judge:str='toy-judge' # another encoder, which judges; or 'package.module:function'
     lm:str='toy' # language model: 'toy', 'gpt2', a folder, or 'package.module:function'
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
+    tokenize:str='ptb' # words of scores, lengths and rewards: 'ptb' (as COCO; counts take 'unicode'), or 'characters'
     seed:Seed=0 # of everything that is random
     n_train:Count=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:Count=500 # photos to judge on, at most
     n_dev:Count=0 # training photos kept apart to choose settings by; judged beside the test photos
     n_pairs:Natural=400 # labelled pairs, the dial of the paper's question
     n_dev_pairs:Count=40 # how many of these are kept back to choose by
+    verify:bool=False # compare every photo with its cached features by content, not by its file's size and time
 
 # %% ../../nbs/appendix/config.ipynb #6f9e37fa
 @dataclass
@@ -283,14 +288,34 @@ def kept_row(
     return next((r for r in wanted if r in cfg.rows), 'stage1')
 
 # %% ../../nbs/appendix/config.ipynb #11c36998
+class _Facts(TypedDict):
+    "What a run tells about the captioner that it saved"
+    row:NotRequired[str|None]
+    stage:NotRequired[str|None]
+
+class _Saved(TypedDict):
+    "What we use of a captioner's configuration here"
+    facts:NotRequired[_Facts]
+
+class _Calibration(TypedDict):
+    "calibration.json of a captioner"
+    similarity_p05:FiniteFloat
+
 def saved_row(
     folder:str|Path, # folder of a captioner that a run saved
 )->str|None: # None: it was not saved by a run
     "The row whose captioner it is, by its own configuration"
+    finish_save(folder)
     file = Path(folder)/'config.json'
-    facts = read_json(file).get('facts', {}) if file.is_file() else {}
+    facts = read_document(file, _Saved).get('facts', {}) if file.is_file() else {}
     return facts.get('row') or facts.get('stage')
 
+def unsure_below(
+    folder:str|Path, # folder of a captioner
+)->float|None: # None: nobody measured it
+    "The similarity of caption and photo below which the captioner is unsure"
+    file = Path(folder)/'calibration.json'
+    return read_document(file, _Calibration)['similarity_p05'] if file.is_file() else None
 
 # %% ../../nbs/appendix/config.ipynb #9a6bfac0
 def _is_own(name):
@@ -301,14 +326,18 @@ def own_names(
     cfg:Config, # the settings
 )->dict[str,str]: # setting -> 'package.module:Name'
     "The parts that a config names in code of the user's own"
-    parts = {k:getattr(cfg, k) for k in ('mapper','reward','lm','encoder','judge')}
+    parts = {k:getattr(cfg, k) for k in ('mapper','reward','lm','encoder','judge','tokenize')}
     return {k:name for k,name in parts.items() if _is_own(name)}
 
 def import_own(
     cfg:Config, # the settings of *your* recipe
 ):
-    "Import the modules of all own parts that a recipe names"
-    for name in own_names(cfg).values(): import_named(name)
+    "Import the modules of all own parts that a recipe names; captioners may name them, too"
+    names = own_names(cfg).values()
+    if names: from clipcap_ssl.models.checked import trust     # imports torch
+    for name in names:
+        import_named(name)
+        trust(name.partition(':')[0])
 
 # %% ../../nbs/appendix/config.ipynb #6d8a15eb
 def _number(value, kind):
@@ -333,7 +362,8 @@ def _truth(value):
 
 def _list(value):
     "Texts, each once"
-    parts = [o.strip() for o in value.split(',')] if isinstance(value, str) else list(value)
+    if not isinstance(value, str|list|tuple): raise ValueError
+    parts = [o.strip() for o in value.split(',')] if isinstance(value, str) else value
     return list(dict.fromkeys(_text(o) for o in parts))
 
 def _coerce(name, value, kind):
@@ -383,8 +413,9 @@ choices = dict(
     policy_objective=('none','leave_one_out','group_mean','group_normed','batch_normed',
                       'greedy','preference'),
     reward=('contrastive','in_batch','cosine','self_cap'),
-    mapper=('mlp','transformer','grid'))
-own_choices = ('reward','mapper') # these may also be 'package.module:Name'
+    mapper=('mlp','transformer','grid'),
+    tokenize=('ptb','unicode','characters'))
+own_choices = ('reward','mapper','tokenize') # these may also be 'package.module:Name'
 
 def _range_text(name):
     "What a setting may be, in words; '' where that is any text"
@@ -467,22 +498,30 @@ def load_config(
 )->Config:
     "Read and check a recipe"
     path = recipe_path(recipe)
-    try: settings = tomllib.loads(path.read_text(encoding='utf-8'))
-    except tomllib.TOMLDecodeError as e:
+    try: settings = tomllib.loads(read_utf8(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise ValueError(f'{path} is not valid TOML: {e}') from None
     return check_config(Config(**_checked(settings | overrides)))
 
 # %% ../../nbs/appendix/config.ipynb #1608bfeb
-def _toml(value):
-    "A value as TOML writes it"
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return text.replace('\x7f', '\\u007f')    # JSON may leave this character, TOML may not
+def _unreadable(cfg):
+    "Settings that no file can hold: text that is none, and numbers that are none"
+    def bad(value):
+        if isinstance(value, list): return any(map(bad, value))
+        if isinstance(value, float): return not math.isfinite(value)
+        try: str(value).encode()
+        except UnicodeEncodeError: return True
+        return False
+    return {k:v for k,v in asdict(cfg).items() if bad(v)}
 
 def config_text(
     cfg:Config, # the settings
 )->str: # a recipe
     "All settings as TOML, read back to be sure"
-    text = ''.join(f'{k} = {_toml(v)}\n' for k,v in asdict(cfg).items())
+    for name,value in _unreadable(cfg).items():
+        raise ValueError(f'{name} is {value!r}, which no file can hold: text is UTF-8, '
+                         'numbers are finite')
+    text = tomli_w.dumps(asdict(cfg))
     if Config(**tomllib.loads(text))!=cfg:
         raise ValueError('The settings cannot be written as TOML and read back')
     return text

@@ -6,25 +6,32 @@
 __all__ = ['row_training', 'row_decoding', 'write_captions', 'run', 'score_run']
 
 # %% ../../nbs/17_experiment.ipynb #a1014af6
-import copy, hashlib, json, math, os, time, warnings
+import copy, hashlib, json, math, os, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np, torch
 from jaxtyping import Float
+from pydantic import FiniteFloat
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 from .. import __version__
-from ..core import named_object, progress, read_json, write_json, write_text
+from ..core import NotWritten, clear_asides, locked, named_object, progress
+from ..core import stoppable, write_json, write_lines, write_text
+from ..documents import read_document
+from ..metrics.words import for_counts, split_words, warn_unspaced
 from ..metrics.oracle import claims_table, oracle_scores
 from ..metrics.oracle import precision_by_attribute, wrong_words
 from ..models.captioner import Captioner, new_captioner
 from ..models.encoder import ImageTextEncoder
 from ..models.generate import best_of_n, greedy, guided, sample
-from .config import Config, check_config, import_own, kept_row, located
+from .config import Config, check_config, import_own, kept_row, load_config
+from .config import config_text, located
 from .config import row_start, run_config, save_config, saved_row, without_paths
 from .setup import OwnParts, Parts, ledger, name_own, prepare, scene_parts
 from .setup import trained_on
@@ -80,17 +87,18 @@ def _stage2_arguments(cfg):
     "What every route of stage 2 is told"
     return dict(label_weight=cfg.label_weight, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
 
-def _label_lengths(parts):
+def _label_lengths(cfg, parts):
     "Words of each labelled caption"
-    return [len(parts.train.captions[i][j].split()) for i,j in parts.labels]
+    texts = [parts.train.captions[i][j] for i,j in parts.labels]
+    return list(map(len, split_words(texts, for_counts(cfg.tokenize))))
 
 def _expert(cfg, parts, model, *, hooks=(), labelled=None, **control):
     "Write, choose, learn"
     labelled = labelled or _tokenized(parts, model, parts.labels_to_train)
-    words = float(np.mean(_label_lengths(parts))) if cfg.expert_length else None
+    words = float(np.mean(_label_lengths(cfg, parts))) if cfg.expert_length else None
     return train_expert(model, parts.x, parts.encoder, labelled=labelled, target_words=words,
         batch_size=cfg.batch, **cfg.expert_arguments(), **_stage2_arguments(cfg),
-        hooks=hooks, **control)
+        tokenize=for_counts(cfg.tokenize), hooks=hooks, **control)
 
 # %% ../../nbs/17_experiment.ipynb #879e98bb
 def _full_stage2(cfg, parts, model, *, hooks=()):
@@ -112,6 +120,16 @@ def _bank(cfg, parts):
     "Photos to be told apart from; without unlabelled photos, those of the batch"
     return parts.x[:cfg.bank] if len(parts.x) else None
 
+def _contrastive(cfg, parts):
+    "The contrastive reward against the bank, whose photos are the first of stage 2"
+    bank = _bank(cfg, parts)
+    ids = None if bank is None else range(len(bank))
+    return contrastive_reward(parts.encoder, bank, cfg.scale, bank_ids=ids)
+
+def _judged_ids(n):
+    "Numbers of photos that are not in the bank"
+    return range(-n, 0)
+
 def _main_reward(cfg, parts, first):
     "The reward that `reward` names; `first` is the captioner before stage 2"
     encoder = parts.encoder
@@ -119,7 +137,7 @@ def _main_reward(cfg, parts, first):
         seed = int(torch.randint(2**31, ()))
         return sample(first, x, 5, seed=seed, max_new_tokens=cfg.max_new_tokens).text
     if parts.own.reward is not None: return parts.own.reward
-    if cfg.reward=='contrastive': return contrastive_reward(encoder, _bank(cfg, parts), cfg.scale)
+    if cfg.reward=='contrastive': return _contrastive(cfg, parts)
     if cfg.reward=='in_batch': return contrastive_reward(encoder, None, cfg.scale)
     if cfg.reward=='cosine': return clip_reward(encoder)
     if cfg.reward=='self_cap': return self_cap_reward(encoder, own_captions, cfg.scale)
@@ -128,9 +146,10 @@ def _main_reward(cfg, parts, first):
 def _reward(cfg, parts, model):
     "The main reward and those that have a weight"
     first = frozen_copy(model)
-    extra = [(cfg.length_weight, length_reward(_label_lengths(parts))),
+    how = for_counts(cfg.tokenize)
+    extra = [(cfg.length_weight, length_reward(_label_lengths(cfg, parts), how)),
              (cfg.fluency_weight, fluency_reward(first.lm, first.tokenizer)),
-             (cfg.repetition_weight, repetition_reward())]
+             (cfg.repetition_weight, repetition_reward(how))]
     weighed = [(w,r) for w,r in extra if w]
     return weighted((1., _main_reward(cfg, parts, first)), *weighed)
 
@@ -153,7 +172,8 @@ def _anchors_only(cfg, parts, model, *, hooks=()):
 def _gumbel(cfg, parts, model, *, hooks=()):
     "The Gumbel route"
     return train_gumbel(model, parts.x, parts.encoder, bank=parts.x[:cfg.bank],
-        labelled=_tokenized(parts, model, parts.labels_to_train), scale=cfg.scale,
+        bank_ids=range(len(parts.x[:cfg.bank])), scale=cfg.scale,
+        labelled=_tokenized(parts, model, parts.labels_to_train),
         batch_size=cfg.policy_batch, kl=cfg.policy_kl,
         **cfg.gumbel_arguments(), **_stage2_arguments(cfg), hooks=hooks)
 
@@ -235,7 +255,7 @@ def _trace(cfg, parts, kind, *, start):
     test,n = parts.test,min(200, len(parts.test.ids))
     ids = test.ids[:n]
     def truth(said): return oracle_scores(dict(zip(ids, said)), {i:test.scenes[i] for i in ids})
-    reward = contrastive_reward(parts.encoder, _bank(cfg, parts), cfg.scale)
+    reward = partial(_contrastive(cfg, parts), ids=_judged_ids(n))
     hook = Trace(test.x[:n], reward, frozen_copy(start), every=cfg.trace,
                  score=truth if test.scenes and n>=100 else None, max_new_tokens=cfg.max_new_tokens)
     hook(cfg.trace-1, start)
@@ -249,20 +269,30 @@ def _keep_captioner(cfg, parts, row, *, model, folder):
     data = without_paths(cfg)['data']
     model.set_card(data=data, labels=f'{n_labels:,} of {n_captions:,} captions', stage=row)
     model.facts['row'] = row
-    model.save_pretrained(folder)
     x = parts.features.x[:500]
     similarity = clip_reward(parts.encoder)(write_captions(cfg, row, model, x=x), x)
     note = '5th percentile of the similarity of its own captions of training photos'
     calibration = dict(similarity_p05=similarity.quantile(.05).item(), note=note)
-    write_json(folder/'calibration.json', calibration)
+    model.save_pretrained(folder, beside={'calibration.json': calibration})
 
 # %% ../../nbs/17_experiment.ipynb #58a66d54
+class _RowFile(TypedDict):
+    "What a row leaves: seconds, captions of test and dev photos by name, looks during training"
+    cpu_seconds:FiniteFloat
+    captions:dict[str,str]
+    dev:NotRequired[dict[str,str]]
+    trace:NotRequired[list[dict]]
+
+def _read_row(out, row):
+    "The file of a finished row"
+    return read_document(Path(out)/'rows'/f'{row}.json', _RowFile)
+
 def _run_row(cfg, parts, out, *, row):
     "Train one row if it needs training, and write its captions"
     began,kind = time.process_time(),row.partition('@')[0]
     # 1) start from another row
     start = row_start(cfg, row)
-    spent = read_json(out/'rows'/f'{start}.json')['cpu_seconds'] if start else 0
+    spent = _read_row(out, start)['cpu_seconds'] if start else 0
     model = _load(cfg, parts, out, row=start)
     # 2) train
     log,hooks = [],[]
@@ -272,8 +302,7 @@ def _run_row(cfg, parts, out, *, row):
             log = row_training[kind](cfg, parts, model, hooks=hooks)
     # 3) write captions
     said = dict(zip(parts.test.ids, write_captions(cfg, row, model, x=parts.test.x)))
-    lines = [json.dumps(dict(row=row, **o))+'\n' for o in log]
-    write_text(out/'rows'/f'{row}.log.jsonl', ''.join(lines))
+    write_lines(out/'rows'/f'{row}.log.jsonl', [dict(row=row, **o) for o in log])
     # 4) save the captioner for rows that start from it, and for use
     model.decoding = row_decoding(cfg, row)
     if row in _row_order(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
@@ -283,7 +312,6 @@ def _run_row(cfg, parts, out, *, row):
     said_dev = dict(zip(dev.ids, write_captions(cfg, row, model, x=dev.x))) if dev else {}
     seconds = round(time.process_time()-began+spent, 1)
     trace = [look for hook in hooks for look in hook.rows]
-    save_config(cfg, out/'config.toml')
     write_json(out/'rows'/f'{row}.json',
                dict(cpu_seconds=seconds, captions=said, dev=said_dev, trace=trace))
 
@@ -296,17 +324,37 @@ def _row_process(cfg, out, device, *, row, threads):
     _run_row(cfg, prepare(cfg, device), out, row=row)
     return time.time()-began
 
+def _start_worker():
+    "Leave Ctrl-C to the process that started this one, and end with it"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def follow():
+        parent_process().join()
+        os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
+
+@contextmanager
+def _workers(n):
+    "Processes; those that still work when we are stopped are ended"
+    others = set(active_children())
+    pool = ProcessPoolExecutor(n, mp_context=get_context('spawn'), initializer=_start_worker)
+    try:
+        with patch.dict(os.environ, TQDM_DISABLE='1'): yield pool   # their bars would hide ours
+    except KeyboardInterrupt:
+        for process in set(active_children())-others: process.terminate()
+        raise
+    finally: pool.shutdown(cancel_futures=True)
+
 def _is_short(row):
     "Does the row train less than the others?"
     return row.partition('@')[0] not in ('naive','full','stage2_expert','text_only')
 
 # %% ../../nbs/17_experiment.ipynb #0c1287d1
-def _side_by_side(cfg, out, device, *, todo, workers, say):
+def _side_by_side(cfg, out, device, *, todo, workers, done):
     "Train rows in several processes, each as soon as the row it starts from is done"
     todo,running = list(todo),{}
     threads = max((os.cpu_count() or 1)//workers, 1)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'))
-    with pool, patch.dict(os.environ, TQDM_DISABLE='1'):       # their bars would write over ours
+    with _workers(workers) as pool:
         bar = progress(range(len(todo)), f'training {len(todo)} rows, {workers} at a time')
         while todo or running:
             # 1) start what waits for nothing
@@ -318,7 +366,7 @@ def _side_by_side(cfg, out, device, *, todo, workers, say):
                 todo.remove(r)
             # 2) wait for the next that is done
             for job in wait(running, return_when=FIRST_COMPLETED).done:
-                say(f'{running.pop(job)}: {job.result():.0f} s')
+                done(running.pop(job), job.result())
                 bar.update()
         bar.close()
 
@@ -336,12 +384,23 @@ def _open_run(cfg, out):
                          'choose another folder with --out, or delete it')
     old = located(run_config(out))
     before,now = asdict(old),asdict(cfg)
-    diff = [k for k in now if before[k]!=now[k] and k!='rows']
+    diff = [k for k in now if before[k]!=now[k] and k not in ('rows','verify')]
     if diff: raise ValueError(f'{out} holds a run with other settings ({", ".join(diff)}): '
                               'choose another folder with --out, or delete it')
     rows = [r for r in old.rows if r in done or r=='human']+cfg.rows
     rows += [r for r in done if r not in _row_order(cfg, rows)[0]]
     return replace(cfg, rows=list(dict.fromkeys(rows)))
+
+def _write_config(cfg, out):
+    "config.toml, read back"
+    if load_config(save_config(cfg, out/'config.toml'))!=cfg:
+        raise ValueError(f'{out}/config.toml does not say what was written to it')
+
+def _spent(out):
+    "Seconds of all starts of a run so far"
+    file = out/'seconds.json'
+    if not file.is_file() or not _finished(out): return 0.
+    return float(read_document(file, dict)['seconds'])
 
 def _hash(*values):
     "A short hash of what JSON can hold"
@@ -356,24 +415,40 @@ def _splits(parts):
         without_captions=list(parts.plain.ids), full=list(parts.train.ids),
         test=list(test.ids),
         encoder=sorted(trained_on(parts.encoder)), judge=sorted(trained_on(parts.judge)),
+        copies_taken_out=[list(o) for o in parts.copies], photos=parts.contents,
         hashes=dict(encoder=parts.encoder.hash, judge=parts.judge.hash,
                     captions=_hash([list(c) for c in parts.train.captions]),
                     references=_hash(test.references, test.human)))
 
+def _differing(before, now):
+    "Up to three keys at which two dicts differ, as text"
+    keys = [k for k in before | now if before.get(k)!=now.get(k)]
+    return ', '.join(keys[:3])+(f' and {len(keys)-3} more' if len(keys)>3 else '')
+
+def _what_changed(before, now):
+    "What differs between two accounts of the data: photos by name first"
+    photos,parts = before.get('photos', {}),now['photos']
+    diff = [f'photos of the part {k} ({_differing(photos[k], parts.get(k, {}))})'
+            for k in photos if photos[k]!=parts.get(k)]
+    hashes = before.get('hashes', {})
+    if hashes and hashes!=now['hashes']:
+        diff.append(f"hashes of {_differing(hashes, now['hashes'])}")
+    others = [k for k in now if k not in ('photos','hashes')]
+    return diff+[k for k in others if before.get(k, now[k])!=now[k]]
+
 def _write_splits(out, parts):
     "splits.json; refuses a folder whose rows were trained on other data"
     file,now = out/'splits.json',_splits(parts)
-    before = read_json(file) if file.is_file() and _finished(out) else {}
-    diff = [k for k in now if before.get(k, now[k])!=now[k]]
-    if diff: raise ValueError(f'{out} holds a run on other data ({", ".join(diff)} changed): '
-                              'choose another folder with --out, or delete it')
+    before = read_document(file, dict) if file.is_file() and _finished(out) else {}
+    diff = _what_changed(before, now)
+    if diff: raise ValueError(f'{out} holds a run on other data, for this has changed: '
+                              f'{", ".join(diff)}. Choose another folder with --out, or delete it')
     write_json(file, now)
 
 def _is_done(out, row, starts):
     "Has the row left its file and, where others start from it, its captioner?"
     if not (out/'rows'/f'{row}.json').is_file(): return False
     return row not in starts or (out/'captioners'/row/'config.json').is_file()
-
 
 # %% ../../nbs/17_experiment.ipynb #d5db4163
 def _check_room(cfg, parts):
@@ -397,6 +472,62 @@ def _book(cfg, parts):
         if 'see' in book[part]: book[part] = {'see': f'the card of {names[setting]}'}
     return book
 
+# %% ../../nbs/17_experiment.ipynb #4b78f795
+def _is_text(path):
+    "Is a path text that everybody can read?"
+    try: str(path).encode()
+    except UnicodeEncodeError: return False
+    return True
+
+def _own_parts(cfg, workers, **own):
+    "The settings with the names of your own parts and whole paths, and the parts themselves"
+    import_own(cfg)
+    cfg,own = name_own(cfg, OwnParts(**own))
+    if workers>1 and own!=OwnParts():
+        raise ValueError('Objects of your own stay in this process: take workers=1, '
+                         'or name them in the recipe as package.module:Name')
+    return located(cfg),own
+
+def _train_rows(cfg, parts, out, *, device, workers, say):
+    "Train the rows that are not done; all rows, and the seconds of all starts"
+    began,before = time.time(),_spent(out)
+    def spent(): return before+time.time()-began
+    def done(row, seconds):
+        say(f'{row}: {seconds:.0f} s')
+        write_json(out/'seconds.json', dict(seconds=round(spent(), 1)))
+    rows,starts = _row_order(cfg, cfg.rows)
+    todo = [r for r in rows if not _is_done(out, r, starts)]
+    for r in rows:
+        if r not in todo: say(f'{r}: done before')
+    if workers>1 and todo: _side_by_side(cfg, out, device, todo=todo, workers=workers, done=done)
+    else:
+        for r in todo:
+            row_began = time.time()
+            _run_row(cfg, parts, out, row=r)
+            done(r, time.time()-row_began)
+    return rows,spent
+
+def _run(cfg, out, own, *, device, workers, say):
+    "Run an experiment in a folder that is ours alone"
+    # 1) the folder and the parts
+    clear_asides(out, deep=True)
+    cfg = _open_run(cfg, out)
+    parts = prepare(cfg, device, own=own)
+    _check_room(cfg, parts)
+    warn_unspaced([o for c in parts.train.captions for o in c][:1000], cfg.tokenize)
+    if cfg.rows==['human'] and not parts.test.human:
+        raise ValueError('human needs test photos with two captions or more, and is the only row')
+    if 'human' in cfg.rows and not parts.test.human:
+        say('human: not scored, it needs test photos with two captions or more')
+    _write_splits(out, parts)
+    _write_config(cfg, out)
+    # 2) the rows that are not done
+    rows,spent = _train_rows(cfg, parts, out, device=device, workers=workers, say=say)
+    # 3) the account
+    book,seconds = _book(cfg, parts),spent()
+    write_json(out/'seconds.json', dict(seconds=round(seconds, 1)))
+    return score_run(cfg, out, parts, book=book, seconds=seconds, rows=rows)
+
 # %% ../../nbs/17_experiment.ipynb #d73ece02
 def run(
     cfg:Config, # the settings
@@ -412,41 +543,15 @@ def run(
     reward:Callable=None, # your own main reward of the policy gradient, (texts, x) -> 'b s'
 )->dict[str,Scores]: # row -> scores
     "Run an experiment, or go on with it; everything is written to its folder"
-    # 1) the parts
-    cfg = check_config(cfg)
+    cfg,out = check_config(cfg),Path(out)
     _check_precision(cfg, device)
-    import_own(cfg)
-    own = OwnParts(encoder=encoder, judge=judge, lm=lm, mapper=mapper, reward=reward)
-    cfg,own = name_own(cfg, own)
-    cfg = located(cfg)
-    if workers>1 and own!=OwnParts():
-        raise ValueError('Objects of your own stay in this process: take workers=1, '
-                         'or name them in the recipe as package.module:Name')
-    out = Path(out)
-    cfg = _open_run(cfg, out)
-    parts = prepare(cfg, device, own=own)
-    _check_room(cfg, parts)
-    if cfg.rows==['human'] and not parts.test.human:
-        raise ValueError('human needs test photos with two captions or more, and is the only row')
-    if 'human' in cfg.rows and not parts.test.human:
-        say('human: not scored, it needs test photos with two captions or more')
-    began = time.time()
-    _write_splits(out, parts)
-    # 2) the rows that are not done
-    rows,starts = _row_order(cfg, cfg.rows)
-    todo = [r for r in rows if not _is_done(out, r, starts)]
-    for r in rows:
-        if r not in todo: say(f'{r}: done before')
-    if workers>1 and todo: _side_by_side(cfg, out, device, todo=todo, workers=workers, say=say)
-    else:
-        for r in todo:
-            row_began = time.time()
-            _run_row(cfg, parts, out, row=r)
-            say(f'{r}: {time.time()-row_began:.0f} s')
-    # 3) the account
-    save_config(cfg, out/'config.toml')
-    book,seconds = _book(cfg, parts),time.time()-began
-    return score_run(cfg, out, parts, book=book, seconds=seconds, rows=rows)
+    cfg,own = _own_parts(cfg, workers, encoder=encoder, judge=judge, lm=lm, mapper=mapper,
+                         reward=reward)
+    config_text(cfg)                               # can it be written at all?
+    if not _is_text(out): raise ValueError(f'{str(out)!r} is no UTF-8: choose another folder')
+    how = f'stopped; {out} keeps what was finished, and the same command goes on'
+    with stoppable(how), locked(out):
+        return _run(cfg, out, own, device=device, workers=workers, say=say)
 
 # %% ../../nbs/17_experiment.ipynb #25303fcc
 _each_metric = ('cider', 'clip_score', 'p_at_1_100', 'oracle_p_at_1_100', 'precision', 'recall',
@@ -471,7 +576,7 @@ def _dev_scores(cfg, parts, said):
     if 'human' in cfg.rows and dev.human: captions['human'] = dev.human
     for row,caps in captions.items():
         found[row] = _floats(evaluate(caps, dev.references, dev.x_judge,
-                                      judge=parts.judge, prompt=cfg.prompt))
+                                      judge=parts.judge, prompt=cfg.prompt, tokenize=cfg.tokenize))
     return found
 
 # %% ../../nbs/17_experiment.ipynb #89f89ae4
@@ -479,7 +584,8 @@ def _meta(cfg, parts, *, book, seconds):
     "What a reader of the scores has to know"
     device = str(getattr(parts.encoder, 'device', 'cpu'))
     return dict(version=__version__, torch=torch.__version__, device=device,
-                precision=cfg.precision, seed=cfg.seed, seconds=round(seconds, 1),
+                precision=cfg.precision, tokenize=cfg.tokenize, seed=cfg.seed,
+                seconds=round(seconds, 1),
                 encoder=parts.encoder.hash, judge=parts.judge.hash,
                 ledger=book, config=without_paths(cfg))
 
@@ -494,21 +600,13 @@ def _write_scores(cfg, out, parts, *, meta, said, captions, scores):
     write_json(out/'scores.json', found)
     write_json(out/'each.json', _each(scores))
 
-def _line(row):
-    "A line of JSON; half an emoji, which no file can hold, is escaped"
-    text = json.dumps(row, ensure_ascii=False)
-    try: text.encode()
-    except UnicodeEncodeError: text = json.dumps(row)
-    return text+'\n'
-
 def _write_captions(out, parts, captions):
     "log.jsonl of the rows that were trained, and captions.jsonl"
     files = [out/'rows'/f'{row}.log.jsonl' for row in captions if row!='human']
     write_text(out/'log.jsonl', ''.join(f.read_text(encoding='utf-8') for f in files))
-    lines = []
-    for i,refs in parts.test.references.items():
-        lines.append(_line(dict(id=i, references=refs, **{row:c[i] for row,c in captions.items()})))
-    write_text(out/'captions.jsonl', ''.join(lines))
+    rows = [dict(id=i, references=refs, **{row:c[i] for row,c in captions.items()})
+            for i,refs in parts.test.references.items()]
+    write_lines(out/'captions.jsonl', rows)
 
 # %% ../../nbs/17_experiment.ipynb #bea29d97
 def _score_card(parts, out, *, scores):
@@ -537,6 +635,7 @@ def _draw(parts, out, *, captions, scores):
                      references=refs, wrong=wrong)
     for name,make in dict(png=picture, html=page).items():
         try: make()
+        except NotWritten: raise
         except Exception as e:
             warnings.warn(f'gallery.{name} could not be made ({type(e).__name__}: {e}); '
                           'scores and captions are written')
@@ -557,19 +656,21 @@ def score_run(
     test = parts.test
     added = [r for r in rows if r not in cfg.rows]
     asked = [r for r in cfg.rows if r!='human']
-    said = {r:read_json(out/'rows'/f'{r}.json') for r in added+asked}
+    said = {r:_read_row(out, r) for r in added+asked}
     captions = {r:o['captions'] for r,o in said.items()}
     if 'human' in cfg.rows and test.human: captions['human'] = test.human
     # 2) judge them
     graphs = test.scenes if len(test.ids)>=100 else None
-    reward = contrastive_reward(parts.encoder, _bank(cfg, parts), cfg.scale)
+    reward = partial(_contrastive(cfg, parts), ids=_judged_ids(len(test.ids)))
     scores = {r:evaluate(c, test.references, test.x_judge, judge=parts.judge, scenes=graphs,
-                         prompt=cfg.prompt, reward=parts.encoder) for r,c in captions.items()}
+                         prompt=cfg.prompt, reward=parts.encoder, tokenize=cfg.tokenize)
+              for r,c in captions.items()}
     for r,c in captions.items():
         scores[r]['reward'] = reward(list(c.values()), test.x).mean().item()
     for r,o in said.items(): scores[r]['cpu_seconds'] = o['cpu_seconds']
     # 3) write the account
     meta = _meta(cfg, parts, book=book, seconds=seconds)
+    meta['failed'] = {r:s.failed for r,s in scores.items() if s.failed}
     _write_scores(cfg, out, parts, meta=meta, said=said, captions=captions, scores=scores)
     _write_captions(out, parts, captions)
     _score_card(parts, out, scores=scores)

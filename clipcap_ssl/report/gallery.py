@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from PIL import Image, ImageOps
-from ..core import write_text
-from ..figures import palette, show_captions
+from ..core import whole_file, write_text
+from ..figures import marked_words, palette, show_captions
 
 # %% ../../nbs/appendix/gallery.ipynb #3d2a01a6
 def gallery(
@@ -22,7 +22,7 @@ def gallery(
     *,
     path:str|Path, # the PNG to write
     n:int=12, # photos shown at most
-    wrong:Callable[[str,str],set[str]]=None, # (id, caption) -> words to draw red
+    wrong:Callable[[str,str],Sequence[int]]=None, # (id, caption) -> positions of the words to mark
 )->Path: # the PNG
     "Photos with the captions of several captioners, as one picture"
     import matplotlib.pyplot as plt
@@ -32,9 +32,9 @@ def gallery(
     texts = {k:[caps[i] for i in ids] for k,caps in rows.items()}
     red = wrong and {k:[wrong(i, caps[i]) for i in ids] for k,caps in rows.items()}
     fig = show_captions([images[i] for i in ids], texts, wrong=red)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110, bbox_inches='tight')
-    plt.close(fig)
+    try:
+        with whole_file(path) as new: fig.savefig(new, dpi=110, bbox_inches='tight')
+    finally: plt.close(fig)
     return Path(path)
 
 # %% ../../nbs/appendix/gallery.ipynb #43c36eb6
@@ -53,7 +53,7 @@ def data_uri(
 # %% ../../nbs/appendix/gallery.ipynb #2ea82b72
 def _marked(text, wrong):
     "A caption as HTML, its wrong words marked"
-    words = [f'<b>{escape(w)}</b>' if w.strip('.,') in wrong else escape(w) for w in text.split()]
+    words = [f'<b>{escape(w)}</b>' if bad else escape(w) for w,bad in marked_words(text, wrong)]
     return ' '.join(words) or '(nothing)'
 
 def _card(id, image, rows, *, value, wrong):
@@ -79,9 +79,10 @@ main{display:grid;grid-template-columns:repeat(auto-fill,minmax(15em,1fr));gap:1
 figure{margin:0}img{width:100%;border-radius:4px}dl{margin:.3em 0}
 dt{font-size:.8em;font-weight:600;margin-top:.45em;
  border-left:.5em solid;padding-left:.4em}
-dd{margin:0;overflow-wrap:anywhere}b{color:#d33}
+dd{margin:0;overflow-wrap:anywhere}
+b{color:#b00000;text-decoration:underline}
+@media(prefers-color-scheme:dark){b{color:#ff8a80}}
 i{opacity:.7;font-style:normal;float:right}figcaption{font-size:.92em}</style>"""
-
 
 # %% ../../nbs/appendix/gallery.ipynb #645f07bb
 def _parts(scores, row, against, *, metric, n):
@@ -115,7 +116,7 @@ def gallery_page(
     metric:str='cider', # a score that is a mean over images
     n:int=8, # photos in each part
     references:dict[str,Sequence[str]]=None, # id -> human captions, of which the first is shown
-    wrong:Callable[[str,str],set[str]]=None, # (id, caption) -> words to mark
+    wrong:Callable[[str,str],Sequence[int]]=None, # (id, caption) -> positions of the words to mark
 )->Path: # the page
     "Best, worst and most changed captions as one self-contained page"
     if references: rows = {'human': {i:c[0] for i,c in references.items()}} | rows

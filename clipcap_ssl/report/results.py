@@ -21,14 +21,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import read_json
+from typing_extensions import Required
 from ..data.scenes import Scene, ToyScenes
+from ..documents import read_document
 from ..figures import palette, show_captions
 from ..metrics.intervals import Interval, bootstrap_ci
 from ..metrics.oracle import wrong_words
 from .claims import above_path, comparable, gap_closed
 from .claims import more_distinctive, more_informative
-from .evaluate import Scores, compare, load_scores, table
+from .evaluate import Meta, ResultFile, Scores, compare, load_scores, table
 
 # %% ../../nbs/appendix/results.ipynb #1b78f0fc
 class Row(list):
@@ -72,6 +73,14 @@ class Row(list):
         return self.files[0]['meta']['config'][key]
 
 # %% ../../nbs/appendix/results.ipynb #9e34eba6
+class _RunMeta(Meta):
+    "What the pages want to know of a run"
+    seed:Required[int]
+
+class _RunFile(ResultFile):
+    "A result file with the seed of its run"
+    meta:Required[_RunMeta]
+
 class Results:
     "The result files `GRID/VARIANT-seedN.json` of a folder"
     def __init__(self,
@@ -97,7 +106,7 @@ class Results:
             for r,o in scores.items():
                 if r!='stage1' and start is not None and 'cpu_seconds' in o:
                     o['cpu_stage2'] = o['cpu_seconds']-start
-            self._read[path] = read_json(path),scores
+            self._read[path] = read_document(path, _RunFile),scores
         return self._read[path]
 
     def row(self,
@@ -839,7 +848,9 @@ def trials(
     "Trials of settings, one run each"
     found = {}
     for p in sorted(Path(folder).glob('*-seed*.json')):
-        row,scores = list(read_json(p)['rows'].items())[-1]
+        rows = read_document(p, ResultFile)['rows']
+        if not rows: raise ValueError(f'{p}: rows is empty')
+        row,scores = list(rows.items())[-1]
         found[p.stem.rpartition('-seed')[0]] = row,scores
     return found
 
@@ -856,8 +867,8 @@ def best_trial_in_words(
             f'{count(len(cider), "trial")} {cider[best]:.3f} ({which}).')
 
 # %% ../../nbs/appendix/results.ipynb #f3410ffa
-row_colours = palette | dict(oracle_expert='#8C510A', reward_free='#7FD1B9',
-                             anchors_only='#332288', full_stage2='#AA4499')
+row_colours = palette | dict(oracle_expert='#6A3D9A', reward_free='#3C7F72',
+                             anchors_only='#332288', full_stage2='#7A1F5C')
 _shapes = dict(human='*', full='^', full_stage2='s', reward_free='v', anchors_only='v',
                best_of_n='s', abstract='X', naive='X')
 

@@ -16,6 +16,7 @@ from ..models.lm import tokenize_captions
 from ..models.encoder import ImageTextEncoder, pooled
 from ..models.generate import TemperatureLogitsWarper, sample
 from ..models.decoding import decode
+from ..metrics.words import split_words
 from ..rewards.reward import embed_unique
 from .policy import frozen_copy
 from .supervised import Pairs, caption_step, optimiser
@@ -140,6 +141,7 @@ class _Choice:
     target:float|None # mean length of the best captions, words; None: no length bonus
     top:int # captions kept per image
     judge:Callable|None # texts -> similarities 'n m' in nats, instead of the encoder's
+    tokenize:str|Callable='unicode' # how words are counted
 
 # %% ../../nbs/15_expert.ipynb #e967b564
 def _choose(pool, x, how):
@@ -157,7 +159,8 @@ def _choose(pool, x, how):
         score = score-score.logsumexp(0)+how.prior_weight*prior
         score_of_some = score[some]
     # 2) length bonus
-    words = torch.tensor([float(len(t.split())) for t in pool], device=x.device)
+    lengths = [float(len(ws)) for ws in split_words(pool, how.tokenize)]
+    words = torch.tensor(lengths, device=x.device)
     bonus = length_bonus(score_of_some, words, how.target) if how.target else 0.
     # 3) the best
     if how.judge is None:
@@ -194,12 +197,14 @@ def train_expert(
     max_new_tokens:int=24, # longest caption
     reward_free:bool=False, # the control: keep each image's own samples, unchosen
     judge:Callable=None, # texts -> similarities 'n m' in nats: somebody else chooses
+    tokenize:str|Callable='unicode', # how words are counted: 'unicode', 'characters', or text -> words
     seed:int=0, # of samples and order
     hooks:Sequence[Callable]=(), # for `fit`; steps count on from round to round
 )->list[dict]: # a row per round: mean tokens of what was kept, last loss; size of the pool, bonus, mean score
     "Stage 2 by expert iteration"
     how = _Choice(first=frozen_copy(model), encoder=encoder, scale=scale or encoder.logit_scale,
-                  prior_weight=prior_weight, target=target_words, top=top, judge=judge)
+                  prior_weight=prior_weight, target=target_words, top=top, judge=judge,
+                  tokenize=tokenize)
     rows = []
     for r in range(rounds):
         writing = dict(seed=seed*1000+2*r, max_new_tokens=max_new_tokens)

@@ -6,7 +6,7 @@
 __all__ = ['gumbel_step', 'train_gumbel']
 
 # %% ../../nbs/16_gumbel.ipynb #e088161d
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from ..models.captioner import Captioner
 from ..models.encoder import OpenCLIPEncoder
 from ..models.generate import sample
 from ..rewards.gradient import straight_through
-from ..rewards.reward import contrastive, cosine
+from ..rewards.reward import contrast_with, contrastive, cosine, rewarded
 from .policy import anchors, frozen_copy
 from .supervised import Pairs, optimiser
 from .loop import batches, fit, warmup_cosine
@@ -51,7 +51,7 @@ def gumbel_step(
         w = straight_through(logits, g.tokens, temperature)
         y = bridge(w, g.tokens, g.mask)
         # 3) reward and anchors
-        r = reward(y.view(len(xs), n_samples, -1), xs)
+        r = rewarded(reward, y.view(len(xs), n_samples, -1), xs, ids=rows)
         stats = dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item())
         return anchored(-r.mean(), stats, model, each, g, logits)
     return loss_fn
@@ -63,6 +63,7 @@ def train_gumbel(
     encoder:OpenCLIPEncoder, # whose text tower gives the gradient
     *,
     bank:Float[Tensor,'m d'], # features of images to be told apart from
+    bank_ids:Sequence[int]|None=None, # their row numbers in `x`, where they are among them
     labelled:Pairs=None, # the few labelled pairs, for the anchor
     n_steps:int=150, # steps
     batch_size:int=32, # photos per step
@@ -79,7 +80,7 @@ def train_gumbel(
 )->list[dict]: # the log: reward, divergence and tokens per caption at each step
     "Stage 2 by straight-through Gumbel-Softmax"
     opt = optimiser(model, lr, lr_lm)
-    reward = partial(contrastive, bank=bank, scale=scale)
+    reward = contrast_with(bank, scale, bank_ids=bank_ids)
     bridge = Bridge(model.tokenizer, encoder)
     step = gumbel_step(x, bridge, reward,
         reference=frozen_copy(model) if kl else None, labelled=labelled,

@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from jaxtyping import Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from ..core import progress, read_json, write_json
+from ..core import progress, read_json, write_json, write_tensors
 
 # %% ../../nbs/07_train.ipynb #8b577416
 def warmup_cosine(
@@ -160,7 +160,7 @@ def save_state(
     tensors = {name:v.cpu().contiguous() for name,v in tensors.items()}
     # 2) their file, then the one that points to it
     file = f'state-{step}.safetensors'
-    save_file(tensors, folder/file)
+    write_tensors(folder/file, tensors)
     write_json(folder/'state.json', dict(step=step, file=file, extra=extra or {}))
     # 3) older states
     for old in folder.glob('state-*.safetensors'):

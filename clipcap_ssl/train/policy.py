@@ -19,6 +19,7 @@ from ..rewards.gradient import batch_normed, greedy_baseline, group_mean, group_
 from ..rewards.gradient import leave_one_out, policy_gradient_loss, preference_loss
 from .supervised import Pairs, caption_step, optimiser
 from .loop import batches, fit, warmup_cosine
+from ..rewards.reward import rewarded
 
 # %% ../../nbs/14a_stage2.ipynb #3cfd0c81
 def copy_captioner(
@@ -123,10 +124,10 @@ def policy_step(
         g = sample(model, xs, n_samples, temperature=temperature, seed=seed,
                    max_new_tokens=max_new_tokens)
         # 2) reward
-        rewards = reward(g.text, xs)
+        rewards = rewarded(reward, g.text, xs, ids=rows)
         def greedy_rewards():
             said = greedy(model, xs, max_new_tokens=max_new_tokens).text
-            return reward(said, xs)[:,0]
+            return rewarded(reward, said, xs, ids=rows)[:,0]
         # 3) score the samples again, with gradient
         logits = model(each, g.tokens, g.mask)
         logprobs = by_image(token_logprobs(logits, g.tokens))

@@ -11,11 +11,11 @@ import random, time
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from ..core import default_device, progress, set_seed, write_json
-from ..models.lm import tokenize_captions, token_logprobs
+from ..core import default_device, progress, set_seed, stoppable, whole_folder, write_json
+from ..core import write_tensors
+from ..models.lm import save_tokenizer, tokenize_captions, token_logprobs
 from ..data.features import encode_dataset
 from ..models.encoder import contrastive_loss, foil_accuracy, load_encoder
 from ..models.encoder import open_clip, weights_hash
@@ -75,7 +75,7 @@ def new_encoder(
     preprocess_cfg = preprocess_cfg or dict(mean=[.5]*3, std=[.25]*3)
     cfg = dict(model_cfg=dict(model_cfg, text_cfg=text), preprocess_cfg=preprocess_cfg)
     write_json(folder/'open_clip_config.json', cfg)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     return open_clip.CLIP(**cfg['model_cfg'])
 
 # %% ../../nbs/appendix/pretrain.ipynb #bd6fba43
@@ -111,7 +111,7 @@ def save_encoder(
     path = Path(folder)/'open_clip_model.safetensors'
     with torch.no_grad(): model.logit_scale.clamp_(max=4.4)
     def small(v): return (v.half() if v.is_floating_point() else v).cpu().contiguous()
-    save_file({k:small(v) for k,v in model.state_dict().items()}, path)
+    write_tensors(path, {k:small(v) for k,v in model.state_dict().items()})
     return weights_hash(path)
 
 # %% ../../nbs/appendix/pretrain.ipynb #305e6b9c
@@ -192,7 +192,7 @@ def train_lm(
         desc=f'training {folder.name}')
     # 4) save
     lm.cpu().half().save_pretrained(folder)
-    tok.save_pretrained(folder)
+    save_tokenizer(tok, folder)
     return weights_hash(folder/'model.safetensors')
 
 # %% ../../nbs/appendix/pretrain.ipynb #542bfa04
@@ -227,9 +227,10 @@ def build_world(
     out,done = Path(out),{}
     for name,cfg,make in jobs:
         if only not in (None, name): continue
-        # 2) train
+        # 2) train; the folder is as it was until the model is there
         start = time.perf_counter()
-        h = make(out/name, cfg, device)
+        stopped = f'stopped; models that were finished are in {out}, train one with --only NAME'
+        with stoppable(stopped), whole_folder(out/name) as new: h = make(new, cfg, device)
         # 3) say what it is
         info = dict(recipe=cfg, sha256=h, seconds=round(time.perf_counter()-start),
                     device=str(device or default_device()), torch=torch.__version__)

@@ -1,0 +1,281 @@
+"""Damaged and hostile files of every kind that the package reads: python scripts/fuzz.py [--only coco photos] [--n 20000] [--seed 0]
+
+A kind is a valid file, a function that reads it, and a judge of what was read. Half of the inputs have bytes changed, cut or put in; the
+others are JSON with a value replaced, a key twice, deep nesting, huge numbers, NaN, another encoding. An input may be refused by ValueError
+or OSError in one line. What is accepted is judged: equal to the undamaged, or equal again when it is written and read. Results:
+nbs/results/data/fuzz.json (for kinds that were run; the others stay)."""
+import argparse, io, json, os, random, shutil, signal, subprocess, sys, tempfile, time, traceback, warnings
+from dataclasses import replace
+from pathlib import Path
+
+top = Path(__file__).parent.parent
+os.environ['TQDM_DISABLE'] = '1'
+hostile = [None, True, False, 0, -1, 1.5, 1e308, float('nan'), float('inf'), 10**400, '', ' ', '\0', '\ud83d', 'x'*10_000,
+           '../up', '/etc/passwd', [], {}, [[]], [None], {'a': 1}, '\u2028', '5', 'null']
+
+# ---- what may happen to a file
+
+def places(o, path=()):
+    "Paths of all values in a JSON document"
+    yield path
+    items = o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, list) else ()
+    for k, v in items: yield from places(v, (*path, k))
+
+def put(o, path, value):
+    "The document with another value at a path"
+    if not path: return value
+    o = dict(o) if isinstance(o, dict) else list(o)
+    o[path[0]] = put(o[path[0]], path[1:], value)
+    return o
+
+def drop(o, path):
+    "The document without what lies at a path"
+    if len(path) > 1: return put(o, path[:1], drop(o[path[0]], path[1:]))
+    if isinstance(o, dict): return {k: v for k, v in o.items() if k != path[0]}
+    return [v for i, v in enumerate(o) if i != path[0]]
+
+def structured(data, rng):
+    "A JSON document, or one line of many, with one thing changed"
+    lines = data.decode().split('\n')
+    whole = len([o for o in lines if o.strip()]) != 1 and lines[0].strip() in ('{', '[')
+    i = 0 if whole else rng.choice([i for i, o in enumerate(lines) if o.strip()])
+    o = json.loads(data if whole else lines[i])
+    path = rng.choice(list(places(o)))
+    how = rng.randrange(6)
+    if how == 0 and path: text = json.dumps(drop(o, path))
+    elif how == 1:
+        depth = rng.choice([50, 400, 950, 3000, 50_000])
+        text = json.dumps(put(o, path, '@@')).replace('"@@"', '['*depth+']'*depth)
+    elif how == 2 and path and isinstance(path[-1], str):
+        key = json.dumps(path[-1])
+        text = json.dumps(o).replace(f'{key}:', f'{key}: {json.dumps(rng.choice(hostile[:20]))}, {key}:', 1)
+    elif how == 3: text = json.dumps(put(o, path, '@@')).replace('"@@"', rng.choice(['9'*5000, '1e999', '-0', 'NaN', '-Infinity', '01']))
+    else: text = json.dumps(put(o, path, rng.choice(hostile)), ensure_ascii=rng.random() < .5)
+    new = text if whole else '\n'.join([*lines[:i], text, *lines[i+1:]])
+    return new.encode('utf-8', 'surrogatepass')
+
+def bytewise(data, rng):
+    "A file with some bytes changed, cut, put in, doubled, or in another encoding"
+    b, how = bytearray(data), rng.randrange(8)
+    at = rng.randrange(len(b)+1)
+    if how == 0: return bytes(b[:at])
+    if how == 1: return b'\xef\xbb\xbf'+bytes(b)
+    if how == 2:
+        try: return data.decode().encode(rng.choice(['utf-16', 'utf-32', 'latin-1', 'utf-16-be']), 'replace')
+        except UnicodeDecodeError: return bytes(b[at:])
+    if how == 3: b[at:at] = rng.choice([b'\0', b'\n', b'"', b'\r', b',', b'\t', b'#', b'=', b'\xff', b'[', b'{', b'\xe2\x80\xa8'])*rng.choice([1, 1, 2, 500])
+    elif how == 4:
+        end = min(len(b), at+rng.randrange(1, 40))
+        b[at:at] = b[at:end]
+    elif how == 5: del b[at:at+rng.randrange(1, 20)]
+    else:
+        for _ in range(rng.choice([1, 1, 2, 8])): b[rng.randrange(len(b))] = rng.randrange(256)
+    return bytes(b)
+
+def damaged(data, rng, is_json):
+    return (structured if is_json and rng.random() < .5 else bytewise)(data, rng)
+
+# ---- kinds: a valid file, its reader, its judge
+
+class Kind:
+    "A kind of file: its content, where it lies, who reads it, and who judges what was read"
+    def __init__(self, data, name, read, again=None, is_json=False): self.data, self.name, self.read, self.again, self.is_json = data, name, read, again, is_json
+
+def of_captions(data, name, manifest, is_json=False):
+    from clipcap_ssl.data.captions import read_rows
+    def plain(rows): return [(o.file, o.captions, o.split, o.id or o.file) for o in rows]
+    def again(rows, folder):
+        "Written as captions.jsonl and read again"
+        lines = [json.dumps({k: v for k, v in dict(file=f, captions=c, split=s, id=i).items() if v is not None}) for f, c, s, i in rows]
+        (folder/'again.jsonl').write_text('\n'.join(lines))
+        new = plain(read_rows(folder, 'again.jsonl'))
+        return len({f for f, *_ in rows}) < len(rows) or new == rows and all(c.strip() and '..' not in Path(f).parts for f, cs, *_ in rows for c in cs)
+    return Kind(data, name, lambda p: plain(read_rows(p.parent, manifest)), again, is_json)
+
+def document_kinds():
+    "Files that people and runs write"
+    from clipcap_ssl.core import write_json
+    from clipcap_ssl.pipeline import config
+    from clipcap_ssl.pipeline.config import load_config, save_config
+    from clipcap_ssl.report import evaluate, study, study_page
+    from clipcap_ssl.pipeline import experiment
+    from clipcap_ssl.documents import read_document
+    def dump(o): return json.dumps(o).encode()
+    rows = [dict(file='a/1.png', captions=['a dog', 'ein Hund \u2028'], split='train', id=1), dict(file='2.png', caption='a cat', split='test', extra={'a': [1]})]
+    table = 'file,caption,split\n1.png,"a dog, running",train\n1.png,a cat,train\n2.png,,test\n'
+    coco = dict(info={}, images=[dict(id=1, file_name='1.png', height=4), dict(id='2', file_name='b/2.png')],
+                annotations=[dict(id=7, image_id=1, caption=' a dog '), dict(id=8, image_id=2, caption='a cat')])
+    karpathy = dict(dataset='coco', images=[dict(filename='1.png', filepath='v', split='restval', sentences=[dict(raw='a dog', tokens=['a'])]),
+                                            dict(filename='2.png', split='test', sentences=[])])
+    kinds = dict(
+        jsonl=of_captions('\n'.join(map(json.dumps, rows)).encode(), 'captions.jsonl', 'captions.jsonl', True),
+        metadata_jsonl=of_captions('\n'.join(json.dumps(dict(file_name=f'{i}.png', text='a dog')) for i in range(3)).encode(), 'metadata.jsonl', None, True),
+        metadata_csv=of_captions(b'file_name,text\n1.png,a dog\n2.png,a cat\n', 'metadata.csv', None),
+        csv=of_captions(table.encode(), 'captions.csv', 'captions.csv'),
+        tsv=of_captions(table.replace(',', '\t').replace('dog\t', 'dog,').encode(), 'captions.tsv', 'captions.tsv'),
+        coco=of_captions(dump(coco), 'coco.json', 'coco.json', True),
+        coco_results=of_captions(dump([dict(image_id=1, caption='a dog')]), 'results.json', 'results.json', True),
+        coco_instances=of_captions(dump(dict(images=coco['images'], annotations=[dict(image_id=1, bbox=[1, 2, 3, 4])])), 'i.json', 'i.json', True),
+        karpathy=of_captions(dump(karpathy), 'dataset_coco.json', 'dataset_coco.json', True),
+        flickr=of_captions(b'1.jpg#0\ta dog\n1.jpg#1\ta cat\n2.jpg#0\tone\n', 'Flickr8k.token.txt', None))
+
+    def written(write, read):
+        "Judge by writing what was read and reading it again"
+        return lambda found, folder: read(write(found, folder)) == found
+    def as_json(found, folder): return write_json(folder/'again.json', found)
+    kinds['recipe'] = Kind(b''.join(f'{k} = {json.dumps(v)}\n'.encode() for k, v in vars(load_config('scenes')).items()), 'r.toml',
+                           load_config, written(lambda o, folder: save_config(o, folder/'again.toml'), load_config))
+    key = dict(study='s', a='A', b='B', seed=1, items={'1': dict(photo='p', left='a', right='b'), '2': dict(photo='q', left='wrong', right='true')})
+    said = dict(study='s', rater='ann', started='now', finished=None, answers=[dict(item='1', question='overall', answer='left', seconds=2.),
+                dict(item='2', question='accuracy', answer='right', seconds=1)])
+    scores = dict(meta=dict(seed=1, config=dict(steps=1)), rows=dict(a=dict(cider=.5, n=3)), each=dict(a=dict(cider=[.5, None])))
+    def json_kind(data, name, read): return Kind(dump(data), name, read, written(as_json, read), True)
+    def captions_of(p): return study_page._lines(p)
+    def lines_again(found, folder):
+        (folder/'again.jsonl').write_text('\n'.join(map(json.dumps, found.values())))
+        return captions_of(folder/'again.jsonl') == found
+    def report(p):
+        "A rater's file and what comes of it"
+        found = study.read_answers([p])
+        try: made = study.study_report(found, key)
+        except ValueError as e:
+            if 'the key is of' in str(e): return found[0]
+            raise
+        study.report_table(made)
+        for o in made['questions'].values(): assert 0 <= o['low'] <= o['win_rate'] <= o['high'] <= 1, o
+        return found[0]
+    def numbers(p):
+        "Scores, with NaN that equals itself"
+        return {r: (dict(o[0]), {k: [None if x != x else x for x in v] for k, v in o[0].each.items()}) for r, o in evaluate.load_scores([p]).items()}
+    def scores_again(found, folder):
+        new = dict(rows={r: o for r, (o, _) in found.items()}, each={r: e for r, (_, e) in found.items()})
+        return numbers(write_json(folder/'again.json', new)) == found
+    lines = '\n'.join(json.dumps(dict(id=i, references=['a'], full='a dog', stage1='a')) for i in 'ab')
+    kinds |= dict(
+        study_key=json_kind(key, 'k.json', study_page.read_key), study_answers=json_kind(said, 'a.json', report),
+        run_captions=Kind(lines.encode(), 'captions.jsonl', captions_of, lines_again, True),
+        scores=Kind(dump(scores), 's.json', numbers, scores_again, True),
+        row=json_kind(dict(cpu_seconds=1.5, captions=dict(a='x'), dev={}, trace=[dict(step=1)]), 'row.json', lambda p: read_document(p, experiment._RowFile)),
+        card=Kind(dump(dict(facts=dict(row='full', stage='x'))), 'config.json', lambda p: config.saved_row(p.parent), lambda o, _: isinstance(o, str | None), True),
+        calibration=Kind(dump(dict(similarity_p05=.2, note='')), 'calibration.json', lambda p: config.unsure_below(p.parent), lambda o, _: abs(o) < float('inf'), True))
+    return kinds
+
+def photo_kinds():
+    "Small images; what is read is judged by its size and mode, since any bytes may be a picture"
+    from PIL import Image
+    from clipcap_ssl.data.photos import read_photo
+    picture, kinds = Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 20).convert('RGB'), {}
+    for kind in ('png', 'jpeg', 'gif', 'webp', 'bmp', 'tiff'):
+        f = io.BytesIO()
+        picture.save(f, kind.upper())
+        kinds[f'photo_{kind}'] = Kind(f.getvalue(), f'1.{kind}', read_photo, lambda o, _: o.mode == 'RGB' and min(o.size) > 0 and len(o.tobytes()) == 3*o.width*o.height)
+    return kinds
+
+def model_kinds():
+    "Feature caches, and the files of a captioner's folder"
+    import torch
+    from clipcap_ssl.data.base import Captioned
+    from clipcap_ssl.data.features import encode_dataset
+    from clipcap_ssl.models.captioner import Captioner, new_captioner
+    from clipcap_ssl.models.encoder import load_encoder
+    from PIL import Image
+    torch.set_num_threads(1)
+    encoder, home = load_encoder('toy'), Path(tempfile.mkdtemp(prefix='fuzz-'))
+    ds = Captioned(['a', 'b'], [(), ()], lambda i: Image.new('RGB', (8, 8), (90*i, 0, 0)))
+    true = encode_dataset(encoder, ds, cache=home/'f.safetensors')
+    def features(p):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return encode_dataset(encoder, ds, cache=p)
+    kinds = dict(features=Kind((home/'f.safetensors').read_bytes(), 'f.safetensors', features, lambda o, _: o.ids == true.ids and torch.allclose(o.x, true.x, atol=1e-5)))
+    model = new_captioner(encoder)
+    model.save_pretrained(home/'c')
+    x = true.x[:1]
+    caption = model.generate(x) if hasattr(model, 'generate') else None
+    def loaded(name):
+        "Read a captioner of whose files one is damaged"
+        folder = home/f'c-{name}'
+        shutil.copytree(home/'c', folder)
+        def read(p):
+            shutil.copy(p, folder/name)
+            return Captioner.from_pretrained(folder)
+        return read
+    def same(o, _): return all(torch.isfinite(v).all() for v in o.state_dict().values() if v.is_floating_point())
+    for p in sorted((home/'c').iterdir()):
+        if p.suffix in ('.json', '.safetensors'): kinds[f'captioner_{p.name}'] = Kind(p.read_bytes(), p.name, loaded(p.name), same, p.suffix == '.json')
+    return kinds
+
+# ---- the run
+
+class Hang(BaseException): "A reader did not come back"
+
+def _alarm(*_): raise Hang
+
+def one(kind, data, folder, limit):
+    "What became of one input: refused, accepted, wrong, traceback or hang; and why"
+    path = folder/kind.name
+    path.write_bytes(data)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        found = kind.read(path)
+        good = kind.again(found, folder)
+        return ('accepted', '') if good else ('wrong', 'another value')
+    except (ValueError, OSError) as e:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return ('refused', '') if '\n' not in str(e).strip() else ('several_lines', str(e)[:200])
+    except Hang: return 'hangs', ''
+    except AssertionError as e: return 'wrong', str(e)[:200]
+    except Exception as e: return 'tracebacks', ''.join(traceback.format_exception_only(e))[:200]+str(traceback.extract_tb(e.__traceback__)[-1])
+    finally: signal.setitimer(signal.ITIMER_REAL, 0)
+
+def fuzz(kind, n, seed, limit=10., keep=None):
+    "Counts of what became of `n` inputs, and an example of each fault"
+    rng, counts, faults = random.Random(seed), {}, {}
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix='fuzz-') as d:
+        folder = Path(d)
+        assert one(kind, kind.data, folder, limit)[0] == 'accepted' or kind.name in ('results.json', 'i.json'), 'the undamaged file is not read'
+        for i in range(n):
+            data = damaged(kind.data, rng, kind.is_json)
+            what, why = one(kind, data, folder, limit)
+            counts[what] = counts.get(what, 0)+1
+            if what in ('refused', 'accepted') or len(faults) > 40: continue
+            faults.setdefault((what, why), data)
+    if keep:
+        for j, ((what, why), data) in enumerate(faults.items()): (keep/f'{what}-{j}').write_bytes(data)
+    zero = dict.fromkeys(('refused', 'accepted', 'wrong', 'tracebacks', 'several_lines', 'hangs'), 0)
+    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1)), faults
+
+def all_kinds(only=()):
+    "The kinds asked for; models are built only if they are"
+    kinds = document_kinds() | photo_kinds()
+    if any(o == 'models' or o.startswith(('features', 'captioner')) for o in only) or not only: kinds |= model_kinds()
+    groups = dict(documents=document_kinds, photos=photo_kinds, models=model_kinds)
+    named = [k for o in only for k in ([*kinds] if o == 'all' else [k for k in kinds if k.startswith(o)])]
+    named += [k for o in only if o in groups for k in groups[o]() if k in kinds]
+    return {k: v for k, v in kinds.items() if not only or k in named}
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, models')
+    p.add_argument('--n', type=int, default=20_000)
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--keep', type=Path, help='a folder for inputs that found a fault')
+    p.add_argument('--out', type=Path, default=top/'nbs/results/data/fuzz.json')
+    a = p.parse_args()
+    if a.keep: a.keep.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=top, capture_output=True, text=True).stdout.strip()
+    found = json.loads(a.out.read_text()) if a.out.is_file() else {}
+    bad = 0
+    for name, kind in all_kinds(a.only).items():
+        counts, faults = fuzz(kind, a.n, f'{a.seed} {name}', keep=a.keep)
+        found[name] = counts | dict(commit=commit, seed=a.seed)
+        a.out.write_text(json.dumps(found, indent=1)+'\n')
+        print(name, counts, flush=True)
+        for what, why in list(faults)[:8]: print('   ', what, why.replace('\n', ' | '), flush=True)
+        bad += sum(counts[k] for k in ('wrong', 'tracebacks', 'several_lines', 'hangs'))
+    return int(bad > 0)
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGALRM, _alarm)
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Trials of the policy gradient on dev scenes, one after another in one process and one thread. Each trial is
+written into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
+import copy, json, platform, subprocess, time, tomllib
+from pathlib import Path
+import torch
+from fastcore.script import call_parse
+from clipcap_ssl.core import read_json, write_text
+from clipcap_ssl.data.base import references
+from clipcap_ssl.data.features import encode_dataset
+from clipcap_ssl.data.scenes import ToyScenes
+from clipcap_ssl.models.generate import greedy
+from clipcap_ssl.pipeline import experiment
+from clipcap_ssl.pipeline.config import load_config
+from clipcap_ssl.pipeline.setup import prepare
+from clipcap_ssl.report.evaluate import evaluate
+from clipcap_ssl.train.policy import copy_captioner
+
+columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
+
+
+def commit():
+    "The last commit of the notebooks that the package is made of, with a mark if they differ from it"
+    book = ['--','nbs',':!nbs/results']
+    def git(*args): return subprocess.run(['git', *args, *book], capture_output=True, text=True).stdout.strip()
+    return git('log', '-1', '--format=%h')+('-dirty' if git('status', '--porcelain') else '')
+
+
+class Dev:
+    "300 scenes that nothing else uses, and a hook for `fit` that scores them every 100 steps"
+    def __init__(self, encoder, every=100):
+        self.scenes,self.every = ToyScenes(300, 77_021),every
+        self.x = encode_dataset(encoder, self.scenes).x
+
+    def score(self, model, max_new_tokens):
+        "Scores of greedy captions"
+        said = dict(zip(self.scenes.ids, greedy(model, self.x, max_new_tokens=max_new_tokens).text))
+        graphs = dict(zip(self.scenes.ids, self.scenes.scenes))
+        found = evaluate(said, references(self.scenes), scenes=graphs)
+        return {k:round(found[k], 4) for k in columns}
+
+    def hook(self, cfg):
+        "Looks of one trial, and the seconds that they took"
+        looks,spent = [],[0.]
+        def look(step, model, row):
+            if (step+1)%self.every: return
+            began = time.process_time()
+            looks.append(dict(step=step+1)|self.score(model, cfg.max_new_tokens))
+            spent[0] += time.process_time()-began
+        return look,looks,spent
+
+
+def noise_of(log):
+    "The looks at the gradient's noise, and the signal to noise over all of them"
+    looks = [{k:o[k] for k in o if k=='step' or k.startswith('norm_') or k.endswith('2')} for o in log if 'noise2' in o]
+    noise = sum(o['noise2'] for o in looks)
+    signal = max(sum(o['signal2'] for o in looks), 0.)
+    return dict(signal_to_noise=round((signal/noise)**.5, 4) if noise else None, looks=looks)
+
+
+def trial(cfg, row, parts, dev, stage1):
+    "Train one row from stage 1; what is written down of it"
+    model,began = copy_captioner(stage1),time.process_time()
+    look,looks,spent = dev.hook(cfg)
+    log = experiment.row_training[row](cfg, parts, model, hooks=[look])
+    seconds = time.process_time()-began-spent[0]
+    tail = log[-25:]
+    means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','kl','tokens') if k in tail[0]}
+    return dict(dev=dev.score(model, cfg.max_new_tokens), looks=looks, cpu_seconds=round(seconds, 1),
+                captions_sampled=cfg.policy_steps*cfg.policy_batch*cfg.policy_samples, end_of_log=means, noise=noise_of(log))
+
+
+@call_parse
+def main(
+    grid:str='scripts/grids/policy.toml', # recipe, seeds, settings for all, a table of settings per variant
+    out:str='nbs/results/data/trials-policy.json', # where trials are written
+):
+    "Run the trials of a grid that are not done yet. Example: OMP_NUM_THREADS=1 python scripts/policy_trials.py"
+    torch.set_num_threads(1)
+    conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
+    out,version = Path(out),commit()
+    done = read_json(out) if out.is_file() else []
+    def keep(name, seed, settings, found):
+        done.append(dict(trial=name, seed=seed, commit=version, settings=settings)|found|dict(
+            processor=platform.processor() or platform.machine(), torch=torch.__version__))
+        write_text(out, json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False)+'\n')
+        print(name, found['dev'], found['cpu_seconds'], flush=True)
+    for seed in conf['seeds']:
+        # 1) stage 1, from which every trial starts
+        cfg = load_config(conf['recipe'], **conf['settings'], seed=seed)
+        parts = prepare(cfg)
+        dev,stage1,began = Dev(parts.encoder),experiment._new(cfg, parts),time.process_time()
+        experiment._stage1(cfg, parts, stage1)
+        seconds = round(time.process_time()-began, 1)
+        names = {o['trial'] for o in done if o['seed']==seed}
+        if 'stage1' not in names:
+            keep('stage1', seed, {}, dict(dev=dev.score(stage1, cfg.max_new_tokens), cpu_seconds=seconds, captions_sampled=0))
+        # 2) the trials
+        for name,own in conf['variants'].items():
+            if name in names: continue
+            own = copy.deepcopy(own)
+            row = own.pop('row', 'stage2_policy')
+            settings = conf['settings']|own
+            cfg = load_config(conf['recipe'], **settings, seed=seed)
+            keep(name, seed, dict(row=row)|settings, trial(cfg, row, parts, dev, stage1))

@@ -7,14 +7,15 @@ __all__ = ['Count', 'Natural', 'Several', 'Weight', 'Positive', 'Seed', 'row_nam
            'DataConfig', 'CaptionerConfig', 'DecodingConfig', 'TextConfig', 'Stage1Config', 'TrainingConfig',
            'AnchorConfig', 'ExpertConfig', 'PolicyConfig', 'GumbelConfig', 'RewardConfig', 'RowsConfig', 'FullConfig',
            'AbstractConfig', 'NaiveConfig', 'ControlConfig', 'Config', 'row_start', 'kept_row', 'saved_row',
-           'unsure_below', 'own_names', 'import_own', 'check_config', 'settings_table', 'recipe_path', 'load_config',
-           'config_text', 'save_config', 'located', 'without_paths', 'run_config']
+           'unsure_below', 'own_names', 'import_own', 'check_config', 'Setting', 'list_settings', 'setting_text',
+           'settings_table', 'recipe_path', 'load_config', 'config_text', 'save_config', 'located', 'without_paths',
+           'run_config']
 
 # %% ../../nbs/appendix/config.ipynb #83abfee4
 import difflib, json, math, numbers, os, re, tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, NamedTuple, get_type_hints
 import tomli_w
 from fastcore.docments import docments
 from pydantic import FiniteFloat
@@ -57,7 +58,7 @@ class DataConfig:
     lm:str='toy' # language model: 'toy', 'gpt2', a folder, or 'package.module:function'
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
     tokenize:str='ptb' # words of scores, lengths and rewards: 'ptb' (as COCO; counts take 'unicode'), or 'characters'
-    seed:Seed=0 # of everything that is random
+    seed:Seed=0 # seed of everything that is random
     n_train:Count=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:Count=500 # photos to judge on, at most
     n_dev:Count=0 # training photos kept apart to choose settings by; judged beside the test photos
@@ -107,7 +108,7 @@ class TextConfig:
 @dataclass
 class Stage1Config:
     "Settings of stage 1; `batch` is that of every training on captions"
-    steps:Count=400 # steps at most
+    steps:Count=400 # training steps at most
     batch:Natural=64 # pairs per step
     lr:Positive=3e-3 # learning rate of the mapping network
     lr_lm:Positive=1e-3 # learning rate of the language model
@@ -120,7 +121,7 @@ class Stage1Config:
 @dataclass
 class TrainingConfig:
     "The setting of every training loop"
-    precision:str='no' # of the forward pass: 'no' is float32; 'fp16' needs a GPU
+    precision:str='no' # precision of the forward pass: 'no' is float32; 'fp16' needs a GPU
 
 
 # %% ../../nbs/appendix/config.ipynb #29f75ba6
@@ -133,7 +134,7 @@ class AnchorConfig:
 @dataclass
 class ExpertConfig:
     "Settings of expert iteration"
-    expert_rounds:Natural=3 # rounds of write, choose, learn
+    expert_rounds:Natural=3 # rounds of writing, choosing and learning
     expert_steps:Count=300 # training steps per round
     expert_samples:Natural=2 # captions written per photo
     expert_null:Natural=1000 # captions written for no photo
@@ -157,11 +158,15 @@ class ExpertConfig:
 class PolicyConfig:
     "Settings of the policy gradient"
     policy_from:str='stage1' # the row that it starts from, as does the Gumbel route
-    policy_steps:Count=150 # steps
+    policy_steps:Count=150 # training steps
     policy_batch:Natural=32 # photos per step, for the Gumbel route as well
     policy_samples:Several=5 # captions per photo
     policy_objective:str='leave_one_out' # how rewards become advantages
-    policy_temperature:Positive=1. # of the samples
+    policy_temperature:Positive=1. # temperature of the samples
+    policy_reward_weight:Weight=1. # coefficient of the reward's part of the loss
+    policy_part_norm:Weight=0. # each part's gradient is clipped to this norm by itself; 0: only all together
+    policy_micro_batch:Count=0 # photos scored at a time, to save memory; 0: all of a step
+    policy_noise:Count=0 # steps between looks at the gradient's noise, for the log; 0: never
     policy_kl:Weight=.1 # coefficient of the divergence from the start, for the Gumbel route as well
     policy_lr:Positive=6e-4 # learning rate of the mapping network
     policy_lr_lm:Positive=2e-4 # learning rate of the language model
@@ -171,16 +176,18 @@ class PolicyConfig:
         size = dict(n_steps=self.policy_steps, batch_size=self.policy_batch,
                     n_samples=self.policy_samples)
         loss = dict(objective=self.policy_objective, temperature=self.policy_temperature,
-                    kl=self.policy_kl)
-        return dict(**size, **loss, lr=self.policy_lr, lr_lm=self.policy_lr_lm)
+                    kl=self.policy_kl, reward_weight=self.policy_reward_weight)
+        more = dict(part_norm=self.policy_part_norm, micro_batch=self.policy_micro_batch,
+                    noise_every=self.policy_noise)
+        return dict(**size, **loss, **more, lr=self.policy_lr, lr_lm=self.policy_lr_lm)
 
 # %% ../../nbs/appendix/config.ipynb #dc418ccd
 @dataclass
 class GumbelConfig:
     "Settings of the Gumbel route"
-    gumbel_steps:Count=150 # steps
+    gumbel_steps:Count=150 # training steps
     gumbel_samples:Natural=2 # captions per photo
-    gumbel_temperature:Positive=2. # of the soft choice behind the hard one
+    gumbel_temperature:Positive=2. # temperature of the soft choice behind the hard one
     gumbel_lr:Positive=1.2e-3 # learning rate of the mapping network
     gumbel_lr_lm:Positive=4e-4 # learning rate of the language model
 
@@ -208,14 +215,14 @@ _default_rows = ('stage1', 'guided', 'stage2_expert', 'stage2_policy', 'abstract
 @dataclass
 class RowsConfig:
     "Which rows are run, and which captioner is kept"
-    rows:list=field(default_factory=lambda: list(_default_rows)) # what is run
+    rows:list=field(default_factory=lambda: list(_default_rows)) # the rows that are run
     keep:str='stage2_expert' # the row whose captioner is saved for use
 
 # %% ../../nbs/appendix/config.ipynb #a689aef5
 @dataclass
 class FullConfig:
     "Settings of full supervision; the start from text learns at its rates"
-    full_steps:Count=1500 # steps
+    full_steps:Count=1500 # training steps
     full_lr:Positive=3e-3 # learning rate of the mapping network
     full_lr_lm:Positive=1e-3 # learning rate of the language model
 
@@ -227,7 +234,7 @@ class FullConfig:
 @dataclass
 class AbstractConfig:
     "Settings of cosine alone, gently and stopped early"
-    abstract_steps:Count=40 # steps
+    abstract_steps:Count=40 # training steps
     abstract_lr:Positive=3e-4 # learning rate of the mapping network
     abstract_lr_lm:Positive=1e-4 # learning rate of the language model
 
@@ -239,7 +246,7 @@ class AbstractConfig:
 @dataclass
 class NaiveConfig:
     "Settings of cosine alone, left to run"
-    naive_steps:Count=200 # steps
+    naive_steps:Count=200 # training steps
     naive_lr:Positive=1e-3 # learning rate of the mapping network
     naive_lr_lm:Positive=5e-4 # learning rate of the language model
 
@@ -251,9 +258,9 @@ class NaiveConfig:
 @dataclass
 class ControlConfig:
     "Settings of the rows that train nothing, and of the looks at stage 2 on its way"
-    strength:Weight=2. # guided decoding: strength
-    best_of:Natural=8 # best of n: captions sampled
-    trace:Count=0 # stage 2: steps between looks at reward, divergence and truth; 0: never
+    strength:Weight=2. # strength of guided decoding
+    best_of:Natural=8 # captions sampled for the best of n
+    trace:Count=0 # steps between looks at reward, divergence and truth of stage 2; 0: never
 
 # %% ../../nbs/appendix/config.ipynb #862fbc68
 @dataclass
@@ -466,18 +473,36 @@ def check_config(
 
 
 # %% ../../nbs/appendix/config.ipynb #fed32035
+class Setting(NamedTuple):
+    "What there is to know about a setting"
+    name:str
+    group:type # the dataclass that it stands in
+    kind:type # of its values
+    default:object
+    range:str # '' where it is any value of its kind
+    meaning:str
+
+def list_settings(
+)->list[Setting]: # as they stand in the groups
+    "Every setting with its default, its range and its meaning"
+    listed,default = [],asdict(Config())
+    for group in reversed(Config.__mro__[1:-1]):
+        meaning = docments(group)
+        listed += [Setting(f.name, group, _kind(f.name)[0], default[f.name], _range_text(f.name),
+                           meaning[f.name]) for f in fields(group)]
+    return listed
+
+def setting_text(
+    value, # of a setting
+)->str: # as it stands after `--set name=`
+    "The value of a setting as text"
+    return ','.join(value) if isinstance(value, list) else json.dumps(value)
+
 def settings_table(
 )->str: # one setting per line
     "All settings: name, default, range and meaning"
-    meaning = {}
-    for group in reversed(Config.__mro__[1:-1]): meaning |= docments(group)
-    default = asdict(Config())
-    lines = []
-    for name in _types:
-        value = ','.join(default[name]) if name=='rows' else json.dumps(default[name])
-        allowed = _range_text(name)
-        lines.append(f'{name}={value}  {meaning[name]}'+(f' [{allowed}]' if allowed else ''))
-    return '\n'.join(lines)
+    def line(o): return f'{o.name}={setting_text(o.default)}  {o.meaning}'
+    return '\n'.join(line(o)+(f' [{o.range}]' if o.range else '') for o in list_settings())
 
 
 # %% ../../nbs/appendix/config.ipynb #9b61f0ef

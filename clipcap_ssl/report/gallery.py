@@ -62,7 +62,7 @@ def _card(id, image, rows, *, value, wrong):
     for k,captions in rows.items():
         marked = _marked(captions[id], wrong(id, captions[id]) if wrong else ())
         colour = palette.get(k, '#888')
-        said += f'<dt style="border-color:{colour}">{escape(k)}</dt><dd>{marked}</dd>'
+        said += f'<dt style="border-color:{colour}">{escape(k)}</dt><dd dir="auto">{marked}</dd>'
     picture = f'<img src="{data_uri(image(id), 256)}" alt="{escape(id)}">'
     text = f'{escape(id)} <i>{escape(value)}</i><dl>{said}</dl>'
     return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'

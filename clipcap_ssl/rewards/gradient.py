@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['policy_gradient_loss', 'greedy_baseline', 'leave_one_out', 'group_mean', 'batch_normed', 'group_normed',
-           'preference_loss', 'straight_through']
+           'signal_and_noise', 'preference_loss', 'straight_through']
 
 # %% ../../nbs/14_policy_gradient.ipynb #1b24a176
 import torch
@@ -63,6 +63,19 @@ def group_normed(
 )->Float[Tensor,'b s']: # advantages; every image's have mean 0 and spread 1
     "GRPO's advantage: minus the mean of an image's captions, divided by their standard deviation"
     return group_mean(rewards)/(rewards.std(1, keepdim=True)+1e-6)
+
+# %% ../../nbs/14_policy_gradient.ipynb #a0307b30
+def signal_and_noise(
+    grads:Float[Tensor,'h p'], # gradients of `h` equal pieces of a batch, each a mean over its images
+)->tuple[float,float]: # the true gradient's squared length (chance may make it negative), and the batch's variance
+    "How much of a batch's gradient is signal, from the dot products of its pieces"
+    h = len(grads)
+    if h<2: raise ValueError('Signal and noise are told apart by two pieces of a batch, or more')
+    grads = grads.double()
+    squares = grads.square().sum()
+    signal = (grads.sum(0).square().sum()-squares)/(h*(h-1))
+    return signal.item(), ((squares/h-signal)/h).item()
+
 
 # %% ../../nbs/14_policy_gradient.ipynb #3a0321eb
 def preference_loss(

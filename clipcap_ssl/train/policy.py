@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['advantages', 'objectives', 'copy_captioner', 'frozen_copy', 'kl_to_reference', 'anchors', 'policy_step', 'caption_kl',
-           'Trace', 'train_policy']
+           'Trace', 'gradient_noise', 'GradientNoise', 'train_policy']
 
 # %% ../../nbs/14a_stage2.ipynb #c9f69921
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from ..models.captioner import Captioner
 from ..models.lm import freeze, token_logprobs
 from ..models.generate import greedy, sample
 from ..rewards.gradient import batch_normed, greedy_baseline, group_mean, group_normed
 from ..rewards.gradient import leave_one_out, policy_gradient_loss, preference_loss
+from ..rewards.gradient import signal_and_noise
 from .supervised import Pairs, caption_step, optimiser
 from .loop import batches, fit, warmup_cosine
 from ..rewards.reward import rewarded
@@ -85,12 +87,80 @@ advantages = dict(none=lambda r: r, leave_one_out=leave_one_out, group_mean=grou
 objectives = (*advantages, 'greedy', 'preference')
 
 # %% ../../nbs/14a_stage2.ipynb #2998acf9
-def _reward_loss(objective, logprobs, reference, *, mask, rewards, greedy_rewards):
-    "The part of the loss that the reward moves; `greedy_rewards` is called where it is needed"
-    if objective=='preference': return preference_loss(logprobs, reference, mask, rewards=rewards)
-    if objective=='greedy': adv = greedy_baseline(rewards, greedy_rewards())
-    else: adv = advantages[objective](rewards)
+def _advantages(objective, rewards, greedy_rewards):
+    "Advantages of a whole batch; None where winners are set against losers"
+    if objective=='preference': return None
+    if objective=='greedy': return greedy_baseline(rewards, greedy_rewards())
+    return advantages[objective](rewards)
+
+def _reward_loss(logprobs, reference, *, mask, rewards, adv):
+    "The part of the loss that the reward moves"
+    if adv is None: return preference_loss(logprobs, reference, mask, rewards=rewards)
     return policy_gradient_loss(logprobs, mask, adv)
+
+
+# %% ../../nbs/14a_stage2.ipynb #72ba9cd6
+def _image_parts(held, reference, model, xs, g, *, at, rewards, adv, temperature, weight):
+    "The reward's and the divergence's part of the loss, of the images `at`, and the divergence"
+    s = len(g)//len(xs)
+    # 1) logits of the samples of these images
+    rows = (at[:,None]*s+torch.arange(s, device=at.device)).flatten()
+    some = g[rows.to(g.tokens.device)]
+    each = xs[at].repeat_interleave(s, 0)
+    logits = model(each, some.tokens, some.mask)
+    ref = _reference_logits(reference, each, some) if adv is None else None
+    # 2) log-probabilities under the policy that sampled; a preference is not about sampling
+    def by_image(o): return o.view(len(at), s, -1)
+    tempered = logits if temperature==1 or adv is None else logits.float()/temperature
+    logprobs = by_image(token_logprobs(tempered, some.tokens))
+    ref_logprobs = None if ref is None else by_image(token_logprobs(ref, some.tokens))
+    # 3) both parts, as shares of the batch's
+    loss = _reward_loss(logprobs, ref_logprobs, mask=by_image(some.mask), rewards=rewards[at],
+                        adv=None if adv is None else adv[at])
+    parts = dict(reward=weight*(len(at)/len(xs))*loss)
+    share = (some.mask.sum()/g.mask.sum()).item()
+    div, stats = held(0., {}, model, x=each, samples=some, logits=logits, ref=ref)
+    if stats: parts['kl'] = share*div
+    return parts, {k:share*v for k,v in stats.items()}
+
+
+# %% ../../nbs/14a_stage2.ipynb #7641df95
+def _trainable(model): return [p for p in model.parameters() if p.requires_grad]
+
+def _sum_by_name(rows):
+    "Sums of what has the same name"
+    total = {}
+    for row in rows:
+        for k,v in row.items(): total[k] = total[k]+v if k in total else v
+    return total
+
+def _gradient(loss, params, keep=False):
+    "The gradient as one vector"
+    grads = torch.autograd.grad(loss, params, retain_graph=keep, materialize_grads=True)
+    return torch.cat([g.flatten() for g in grads])
+
+def _part_gradients(parts, params):
+    "part -> its gradient as one vector"
+    last = next(reversed(parts), None)
+    return {k:_gradient(o, params, keep=k!=last) for k,o in parts.items()}
+
+def _with_gradient(value, params, grad):
+    "A loss of this value and this gradient"
+    flat = torch.cat([p.flatten() for p in params])
+    linear = (flat*grad).sum()
+    return value+(linear-linear.detach())
+
+def _loss_by_parts(found, model, part_norm):
+    "The loss from a few images at a time; each part's gradient clipped by itself, if asked"
+    params, value, grads, stats = _trainable(model), 0., {}, {}
+    for parts,more in found:
+        value = value+sum(o.detach() for o in parts.values())
+        if not part_norm and parts: parts = dict(loss=sum(parts.values()))
+        grads = _sum_by_name([grads, _part_gradients(parts, params)])
+        stats = _sum_by_name([stats, more])
+    if part_norm: grads = {k:g*(part_norm/(g.norm()+1e-6)).clamp(max=1.) for k,g in grads.items()}
+    return _with_gradient(value, params, sum(grads.values())), stats
+
 
 # %% ../../nbs/14a_stage2.ipynb #4ee6d614
 def policy_step(
@@ -105,20 +175,24 @@ def policy_step(
     label_batch:int=32, # labelled pairs per step
     max_new_tokens:int=24, # longest caption
     objective:str='leave_one_out', # one of `objectives`
-    temperature:float=1., # of the samples; with any other value than 1 the gradient is biased
-)->Callable: # a loss function for `fit`, of row numbers of `x`
+    temperature:float=1., # of the samples; the gradient is that of the policy which sampled
+    reward_weight:float=1., # coefficient of the reward's part
+    part_norm:float=0., # each part's gradient is clipped to this norm by itself; 0: only all together, by `fit`
+    micro_batch:int=0, # images that are scored at a time, to save memory; 0: all
+)->Callable: # a loss function for `fit`, of row numbers of `x`; its `parts` are for `GradientNoise`
     "Stage 2's loss by the policy gradient"
-    anchored = anchors(reference, labelled, kl, label_weight=label_weight, label_batch=label_batch)
+    taught = anchors(None, labelled, 0, label_weight=label_weight, label_batch=label_batch)
+    held = anchors(reference, None, kl, label_weight=0)
     if objective=='preference' and reference is None:
         raise ValueError('Winners against losers need a reference: give frozen_copy(model)')
     if objective not in objectives:
         raise ValueError(f"There is no objective '{objective}'; objectives: {' '.join(objectives)}")
+    score = partial(_image_parts, held, reference, temperature=temperature, weight=reward_weight)
 
-    def loss_fn(model, rows):
+    def parts(model, rows, images=0):
+        "(part -> loss, numbers) of some images at a time, and last of the labels; all add up"
         model.eval()
         xs = x[rows.to(x.device)]
-        each = xs.repeat_interleave(n_samples, 0)
-        def by_image(o): return o.view(len(xs), n_samples, -1)
         # 1) sample
         seed = int(torch.randint(2**31, ()))
         g = sample(model, xs, n_samples, temperature=temperature, seed=seed,
@@ -128,19 +202,25 @@ def policy_step(
         def greedy_rewards():
             said = greedy(model, xs, max_new_tokens=max_new_tokens).text
             return rewarded(reward, said, xs, ids=rows)[:,0]
+        adv = _advantages(objective, rewards, greedy_rewards)
         # 3) score the samples again, with gradient
-        logits = model(each, g.tokens, g.mask)
-        logprobs = by_image(token_logprobs(logits, g.tokens))
-        ref = ref_logprobs = None
-        if objective=='preference':
-            ref = _reference_logits(reference, each, g)
-            ref_logprobs = by_image(token_logprobs(ref, g.tokens))
-        # 4) the loss, and its anchors
-        loss = _reward_loss(objective, logprobs, ref_logprobs, mask=by_image(g.mask),
-                            rewards=rewards, greedy_rewards=greedy_rewards)
         stats = dict(reward=rewards.mean().item(), tokens=g.mask.sum(1).float().mean().item())
-        return anchored(loss, stats, model, x=each, samples=g, logits=logits, ref=ref)
+        for at in torch.arange(len(xs)).split(images or len(xs)):
+            found, more = score(model, xs, g, at=at.to(xs.device), rewards=rewards, adv=adv)
+            yield found, stats|more
+            stats = {}
+        # 4) the labelled pairs
+        loss, _ = taught(0., {}, model, x=None, samples=None, logits=None)
+        yield (dict(labels=loss) if label_weight else {}), {}
+
+    def loss_fn(model, rows):
+        found = parts(model, rows, micro_batch)
+        if part_norm or micro_batch: return _loss_by_parts(found, model, part_norm)
+        found = list(found)
+        return sum(o for p,_ in found for o in p.values()), _sum_by_name(s for _,s in found)
+    loss_fn.parts = parts
     return loss_fn
+
 
 # %% ../../nbs/14a_stage2.ipynb #25b37149
 @torch.no_grad()
@@ -183,6 +263,53 @@ class Trace:
         reward = self.reward(texts, self.x).mean().item()
         self.rows.append(dict(step=step+1, kl=kl, reward=reward, captions=said[:self.keep], **more))
 
+# %% ../../nbs/14a_stage2.ipynb #fdf5c99b
+def gradient_noise(
+    step:Callable, # a loss made by `policy_step`
+    model:Captioner, # the captioner as it is now
+    rows:Int[Tensor,'b'], # a batch of row numbers
+    *,
+    pieces:int=2, # equal pieces into which the batch is cut
+)->dict[str,float]: # norm of each part's gradient; squared signal and variance of the reward's
+    "How long the gradient of each part of the loss is, and how much of the reward's is noise"
+    if not 2<=pieces<=len(rows):
+        raise ValueError(f'{len(rows)} images cannot be cut into {pieces} pieces')
+    size = len(rows)//pieces
+    params, grads, of_reward = _trainable(model), {}, []
+    for parts,_ in step.parts(model, rows[:size*pieces], size):
+        found = _part_gradients(parts, params)
+        grads = _sum_by_name([grads, found])
+        if 'reward' in found: of_reward.append(found['reward'])
+    signal, noise = signal_and_noise(pieces*torch.stack(of_reward))
+    norms = {f'norm_{k}':g.norm().item() for k,g in grads.items()}
+    return dict(**norms, signal2=signal, noise2=noise)
+
+class GradientNoise:
+    "A hook for `fit`: writes `gradient_noise` into the log every so many steps"
+    def __init__(self,
+        step:Callable, # the loss that is trained with, made by `policy_step`
+        loader:Callable, # step -> row numbers
+        *,
+        every:int=25, # steps between looks; each costs one more step without a step
+        pieces:int=2, # of a batch
+    ):
+        self.step, self.loader, self.every, self.pieces = step, loader, every, pieces
+        self.rows = []
+
+    def __call__(self, step:int, model:Captioner, row:dict):
+        "Look at the batch of this step with new samples, if it is time"
+        if (step+1)%self.every: return
+        look = gradient_noise(self.step, model, self.loader(step), pieces=self.pieces)
+        row |= look
+        self.rows.append(dict(step=step+1, **look))
+
+    def signal_to_noise(self)->float: # over all looks; 0 where no signal is seen
+        "How long the true gradient is, in standard deviations of a batch's"
+        signal = sum(o['signal2'] for o in self.rows)
+        noise = sum(o['noise2'] for o in self.rows)
+        return (max(signal, 0.)/noise)**.5 if noise else 0.
+
+
 # %% ../../nbs/14a_stage2.ipynb #a1ec3817
 def train_policy(
     model:Captioner, # the captioner to start from (stage 1 here), trained further in place
@@ -201,15 +328,21 @@ def train_policy(
     seed:int=0, # order of the images, and the samples
     hooks:Sequence[Callable]=(), # for `fit`
     objective:str='leave_one_out', # one of `objectives`
-    temperature:float=1., # of the samples; with any other value than 1 the gradient is biased
-)->list[dict]: # the log: reward, divergence and tokens per caption at each step
+    temperature:float=1., # of the samples; the gradient is that of the policy which sampled
+    reward_weight:float=1., # coefficient of the reward's part
+    part_norm:float=0., # each part's gradient is clipped to this norm by itself; 0: only all together
+    micro_batch:int=0, # images that are scored at a time, to save memory; 0: all
+    noise_every:int=0, # steps between looks at the gradient's noise; 0: never
+)->list[dict]: # the log: reward, divergence and tokens per caption at each step, and the looks at the noise
     "Stage 2 by the policy gradient"
     opt = optimiser(model, lr, lr_lm)
     ref = frozen_copy(model) if kl or objective=='preference' else None
     step = policy_step(x, reward, ref, labelled=labelled, n_samples=n_samples, kl=kl,
                        label_weight=label_weight, max_new_tokens=max_new_tokens,
-                       objective=objective, temperature=temperature)
+                       objective=objective, temperature=temperature, reward_weight=reward_weight,
+                       part_norm=part_norm, micro_batch=micro_batch)
     schedule = warmup_cosine(opt, n_steps, min(10, n_steps//5))
     loader = batches(len(x), batch_size, seed)
+    if noise_every: hooks = [*hooks, GradientNoise(step, loader, every=noise_every)]
     return fit(model, loader, step, opt=opt, n_steps=n_steps, hooks=hooks, sched=schedule,
                seed=seed, desc='stage 2, policy')

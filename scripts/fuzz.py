@@ -254,6 +254,21 @@ def encoder_kinds():
         return all(torch.isfinite(v).all() for v in new) and (o.hash != true.hash or torch.equal(new[0], x) and torch.equal(new[1], t))
     return _files_of(whole, 'encoder', read, judge, ['open_clip_config.json', 'open_clip_model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'trained_on.json'])
 
+def lm_kinds():
+    "The files of a language model's folder; a damaged one is refused, or gives finite numbers"
+    import torch
+    from clipcap_ssl.core import asset_path
+    from clipcap_ssl.models.lm import tokenize_captions
+    from clipcap_ssl.models.loading import load_lm
+    torch.set_num_threads(1)
+    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'lm'
+    shutil.copytree(asset_path('toy-lm'), whole)
+    def judge(found, _):
+        lm, tok = found
+        ids, mask = tokenize_captions(tok, ['a red dot', 'words unseen'])
+        with torch.no_grad(): return bool(torch.isfinite(lm(ids, attention_mask=mask.long()).logits).all())
+    return _files_of(whole, 'lm', load_lm, judge, ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
+
 # ---- the run
 
 class Hang(BaseException): "A reader did not come back"
@@ -300,8 +315,8 @@ def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"
-    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds)
-    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder']), {}
+    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds)
+    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm']), {}
     for group, make in groups.items():
         starts = slow.get(group, [''])
         if only and group not in only and not any(o.startswith(s) for o in only for s in starts): continue
@@ -310,7 +325,7 @@ def all_kinds(only=()):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder')
+    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder, lm')
     p.add_argument('--n', type=int, default=20_000)
     p.add_argument('--seconds', type=float, help='the longest that one kind takes')
     p.add_argument('--seed', type=int, default=0)

@@ -273,12 +273,17 @@ def lm_kinds():
 
 class Hang(BaseException): "A reader did not come back"
 
-def _alarm(*_): raise Hang
+hung = []    # a reader may turn what it meets into its own error, so we note it here as well
+
+def _alarm(*_):
+    hung.append(time.time())
+    raise Hang
 
 def one(kind, data, folder, limit):
     "What became of one input: refused, accepted, wrong, traceback or hang; and why"
     path = folder/kind.name
     path.write_bytes(data)
+    hung.clear()
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         found = kind.read(path)
@@ -286,6 +291,7 @@ def one(kind, data, folder, limit):
         return ('accepted', '') if good else ('wrong', 'another value')
     except (ValueError, OSError) as e:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if hung: return 'hangs', str(e)[:200]
         return ('refused', '') if '\n' not in str(e).strip() else ('several_lines', str(e)[:200])
     except Hang: return 'hangs', ''
     except AssertionError as e: return 'wrong', str(e)[:200]
@@ -294,7 +300,7 @@ def one(kind, data, folder, limit):
 
 def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
     "Counts of what became of `n` inputs, or of as many as `seconds` allow, and an example of each fault"
-    rng, counts, faults = random.Random(seed), {}, {}
+    rng, counts, faults, slowest = random.Random(seed), {}, {}, 0.
     began = time.time()
     with tempfile.TemporaryDirectory(prefix='fuzz-') as d:
         folder = Path(d)
@@ -304,14 +310,16 @@ def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
                 n = i
                 break
             data = damaged(kind.data, rng, kind.is_json)
+            start = time.time()
             what, why = one(kind, data, folder, limit)
+            slowest = max(slowest, time.time()-start)
             counts[what] = counts.get(what, 0)+1
             if what in ('refused', 'accepted') or len(faults) > 40: continue
             faults.setdefault((what, why), data)
     if keep:
         for j, ((what, why), data) in enumerate(faults.items()): (keep/f'{what}-{j}').write_bytes(data)
     zero = dict.fromkeys(('refused', 'accepted', 'wrong', 'tracebacks', 'several_lines', 'hangs'), 0)
-    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1)), faults
+    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1), slowest=round(slowest, 2)), faults
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"

@@ -1,4 +1,4 @@
-"""Damaged and hostile files of every kind that the package reads: python scripts/fuzz.py [--only coco photos] [--n 20000] [--seed 0]
+"""Damaged and hostile files of every kind that the package reads: python scripts/fuzz.py [--only coco photos] [--n 20000] [--seed 0] [--seconds 240]
 
 A kind is a valid file, a function that reads it, and a judge of what was read. Half of the inputs have bytes changed, cut or put in; the
 others are JSON with a value replaced, a key twice, deep nesting, huge numbers, NaN, another encoding. An input may be refused by ValueError
@@ -164,6 +164,7 @@ def photo_kinds():
     "Small images; what is read is judged by its size and mode, since any bytes may be a picture"
     from PIL import Image
     from clipcap_ssl.data.photos import read_photo
+    warnings.filterwarnings('ignore', module='PIL')
     picture, kinds = Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 20).convert('RGB'), {}
     for kind in ('png', 'jpeg', 'gif', 'webp', 'bmp', 'tiff'):
         f = io.BytesIO()
@@ -171,50 +172,118 @@ def photo_kinds():
         kinds[f'photo_{kind}'] = Kind(f.getvalue(), f'1.{kind}', read_photo, lambda o, _: o.mode == 'RGB' and min(o.size) > 0 and len(o.tobytes()) == 3*o.width*o.height)
     return kinds
 
-def model_kinds():
-    "Feature caches, and the files of a captioner's folder"
+class _Eye:
+    "An encoder that costs nothing, so that the reading of features is what is tried"
+    name,hash,dim,logit_scale = 'fuzz:eye','0001',4,1.
+    def encode_image(self, images):
+        import torch
+        return torch.tensor([[*o.getpixel((0, 0)), 255.] for o in images])/255
+
+def feature_kinds():
+    "Feature caches; what comes back has to be the undamaged"
     import torch
+    from PIL import Image
     from clipcap_ssl.data.base import Captioned
     from clipcap_ssl.data.features import encode_dataset
-    from clipcap_ssl.models.captioner import Captioner, new_captioner
-    from clipcap_ssl.models.encoder import load_encoder
-    from PIL import Image
     torch.set_num_threads(1)
-    encoder, home = load_encoder('toy'), Path(tempfile.mkdtemp(prefix='fuzz-'))
-    ds = Captioned(['a', 'b'], [(), ()], lambda i: Image.new('RGB', (8, 8), (90*i, 0, 0)))
-    true = encode_dataset(encoder, ds, cache=home/'f.safetensors')
+    eye, home = _Eye(), Path(tempfile.mkdtemp(prefix='fuzz-'))
+    pictures = [Image.new('RGB', (2, 2), (90*i, 7, 0)) for i in range(3)]
+    ds = Captioned(['a', 'b\n', 'c'], [(), (), ()], lambda i: pictures[i])
+    true = encode_dataset(eye, ds, cache=home/'f.safetensors')
     def features(p):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return encode_dataset(encoder, ds, cache=p)
-    kinds = dict(features=Kind((home/'f.safetensors').read_bytes(), 'f.safetensors', features, lambda o, _: o.ids == true.ids and torch.allclose(o.x, true.x, atol=1e-5)))
-    model = new_captioner(encoder)
-    model.save_pretrained(home/'c')
-    x = true.x[:1]
-    caption = model.generate(x) if hasattr(model, 'generate') else None
-    def loaded(name):
-        "Read a captioner of whose files one is damaged"
-        folder = home/f'c-{name}'
-        shutil.copytree(home/'c', folder)
-        def read(p):
-            shutil.copy(p, folder/name)
-            return Captioner.from_pretrained(folder)
-        return read
-    def same(o, _): return all(torch.isfinite(v).all() for v in o.state_dict().values() if v.is_floating_point())
-    for p in sorted((home/'c').iterdir()):
-        if p.suffix in ('.json', '.safetensors'): kinds[f'captioner_{p.name}'] = Kind(p.read_bytes(), p.name, loaded(p.name), same, p.suffix == '.json')
-    return kinds
+            return encode_dataset(eye, ds, cache=p)
+    return dict(features=Kind((home/'f.safetensors').read_bytes(), 'f.safetensors', features, lambda o, _: o.ids == true.ids and torch.equal(o.x, true.x)))
+
+def _in_folder(whole, name, read):
+    "Read a folder of which one file is damaged; the folder is whole again each time"
+    folder = whole.with_name(f'{whole.name}-{name}')
+    def damaged(p):
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        shutil.copy(p, folder/name)
+        return read(folder)
+    return damaged
+
+def _files_of(whole, prefix, read, again, names=None):
+    "A kind for each file of a folder"
+    files = [whole/o for o in names] if names else [p for p in sorted(whole.iterdir()) if p.suffix in ('.json', '.safetensors')]
+    return {f'{prefix}_{p.name}': Kind(p.read_bytes(), p.name, _in_folder(whole, p.name, read), again, p.suffix == '.json') for p in files}
+
+def captioner_kinds():
+    "The files of a captioner's folder: with its language model inside, and (config.json again) with LoRA on one that is elsewhere"
+    import torch
+    from clipcap_ssl.models.captioner import Captioner, new_captioner
+    from clipcap_ssl.models.encoder import load_encoder
+    torch.set_num_threads(1)
+    encoder, home = load_encoder('toy'), Path(tempfile.mkdtemp(prefix='fuzz-'))
+    model = new_captioner(encoder, train_lm=True).set_card(data='scenes', stage='1')
+    model.decoding = dict(decode='guided', strength=1.3, max_new_tokens=6)
+    model.save_pretrained(home/'whole')
+    new_captioner(encoder, lora=2).save_pretrained(home/'light')
+    def judge(true):
+        words = ['a red dot', 'two blue squares above a green ring']
+        weights, ids = true.state_dict(), true.tokenizer(words)['input_ids']
+        def same(o, folder):
+            "The weights and the tokens of the undamaged; what a changed config.json says is said again when it is written"
+            state = o.state_dict()
+            if state.keys() != weights.keys() or any(not torch.equal(v, weights[k]) for k, v in state.items()): return False
+            if o.tokenizer(words)['input_ids'] != ids: return False
+            o.save_pretrained(folder/'again')
+            new = Captioner.from_pretrained(folder/'again')
+            return (new.facts, new.decoding, new.encoder_name, new.encoder_hash) == (o.facts, o.decoding, o.encoder_name, o.encoder_hash)
+        return same
+    read = Captioner.from_pretrained
+    return _files_of(home/'whole', 'captioner', read, judge(read(home/'whole'))) | _files_of(home/'light', 'light_captioner', read, judge(read(home/'light')), ['config.json'])
+
+def encoder_kinds():
+    "The files of an encoder's folder; a damaged one is refused, or it is another encoder by its hash and gives finite vectors"
+    import torch
+    from PIL import Image
+    from clipcap_ssl.core import asset_path, write_json
+    from clipcap_ssl.models.encoder import load_encoder
+    torch.set_num_threads(1)
+    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'eye'
+    shutil.copytree(asset_path('toy'), whole)
+    write_json(whole/'trained_on.json', dict(ids=['a.jpg', 1], contents=['0123']))
+    def read(folder): return load_encoder(f'open_clip:{folder}')
+    true, picture = read(whole), Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 20).convert('RGB')
+    x, t = true.encode_image([picture]), true.encode_text(['a red dot'])
+    def judge(o, _):
+        new = o.encode_image([picture]), o.encode_text(['a red dot'])
+        return all(torch.isfinite(v).all() for v in new) and (o.hash != true.hash or torch.equal(new[0], x) and torch.equal(new[1], t))
+    return _files_of(whole, 'encoder', read, judge, ['open_clip_config.json', 'open_clip_model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'trained_on.json'])
+
+def lm_kinds():
+    "The files of a language model's folder; a damaged one is refused, or gives finite numbers"
+    import torch
+    from clipcap_ssl.core import asset_path
+    from clipcap_ssl.models.lm import tokenize_captions
+    from clipcap_ssl.models.loading import load_lm
+    torch.set_num_threads(1)
+    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'lm'
+    shutil.copytree(asset_path('toy-lm'), whole)
+    def judge(found, _):
+        lm, tok = found
+        ids, mask = tokenize_captions(tok, ['a red dot', 'words unseen'])
+        with torch.no_grad(): return bool(torch.isfinite(lm(ids, attention_mask=mask.long()).logits).all())
+    return _files_of(whole, 'lm', load_lm, judge, ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
 
 # ---- the run
 
 class Hang(BaseException): "A reader did not come back"
 
-def _alarm(*_): raise Hang
+hung = []    # a reader may turn what it meets into its own error, so we note it here as well
+
+def _alarm(*_):
+    hung.append(time.time())
+    raise Hang
 
 def one(kind, data, folder, limit):
     "What became of one input: refused, accepted, wrong, traceback or hang; and why"
     path = folder/kind.name
     path.write_bytes(data)
+    hung.clear()
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         found = kind.read(path)
@@ -222,43 +291,51 @@ def one(kind, data, folder, limit):
         return ('accepted', '') if good else ('wrong', 'another value')
     except (ValueError, OSError) as e:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if hung: return 'hangs', str(e)[:200]
         return ('refused', '') if '\n' not in str(e).strip() else ('several_lines', str(e)[:200])
     except Hang: return 'hangs', ''
     except AssertionError as e: return 'wrong', str(e)[:200]
     except Exception as e: return 'tracebacks', ''.join(traceback.format_exception_only(e))[:200]+str(traceback.extract_tb(e.__traceback__)[-1])
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
-def fuzz(kind, n, seed, limit=10., keep=None):
-    "Counts of what became of `n` inputs, and an example of each fault"
-    rng, counts, faults = random.Random(seed), {}, {}
+def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
+    "Counts of what became of `n` inputs, or of as many as `seconds` allow, and an example of each fault"
+    rng, counts, faults, slowest = random.Random(seed), {}, {}, 0.
     began = time.time()
     with tempfile.TemporaryDirectory(prefix='fuzz-') as d:
         folder = Path(d)
         assert one(kind, kind.data, folder, limit)[0] == 'accepted' or kind.name in ('results.json', 'i.json'), 'the undamaged file is not read'
         for i in range(n):
+            if seconds and time.time()-began > seconds:
+                n = i
+                break
             data = damaged(kind.data, rng, kind.is_json)
+            start = time.time()
             what, why = one(kind, data, folder, limit)
+            slowest = max(slowest, time.time()-start)
             counts[what] = counts.get(what, 0)+1
             if what in ('refused', 'accepted') or len(faults) > 40: continue
             faults.setdefault((what, why), data)
     if keep:
         for j, ((what, why), data) in enumerate(faults.items()): (keep/f'{what}-{j}').write_bytes(data)
     zero = dict.fromkeys(('refused', 'accepted', 'wrong', 'tracebacks', 'several_lines', 'hangs'), 0)
-    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1)), faults
+    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1), slowest=round(slowest, 2)), faults
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"
-    kinds = document_kinds() | photo_kinds()
-    if any(o == 'models' or o.startswith(('features', 'captioner')) for o in only) or not only: kinds |= model_kinds()
-    groups = dict(documents=document_kinds, photos=photo_kinds, models=model_kinds)
-    named = [k for o in only for k in ([*kinds] if o == 'all' else [k for k in kinds if k.startswith(o)])]
-    named += [k for o in only if o in groups for k in groups[o]() if k in kinds]
-    return {k: v for k, v in kinds.items() if not only or k in named}
+    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds)
+    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm']), {}
+    for group, make in groups.items():
+        starts = slow.get(group, [''])
+        if only and group not in only and not any(o.startswith(s) for o in only for s in starts): continue
+        found |= {k: v for k, v in make().items() if not only or group in only or k.startswith(tuple(only))}
+    return found
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, models')
+    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder, lm')
     p.add_argument('--n', type=int, default=20_000)
+    p.add_argument('--seconds', type=float, help='the longest that one kind takes')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--keep', type=Path, help='a folder for inputs that found a fault')
     p.add_argument('--out', type=Path, default=top/'nbs/results/data/fuzz.json')
@@ -268,7 +345,7 @@ def main():
     found = json.loads(a.out.read_text()) if a.out.is_file() else {}
     bad = 0
     for name, kind in all_kinds(a.only).items():
-        counts, faults = fuzz(kind, a.n, f'{a.seed} {name}', keep=a.keep)
+        counts, faults = fuzz(kind, a.n, f'{a.seed} {name}', keep=a.keep, seconds=a.seconds)
         found[name] = counts | dict(commit=commit, seed=a.seed)
         a.out.write_text(json.dumps(found, indent=1)+'\n')
         print(name, counts, flush=True)

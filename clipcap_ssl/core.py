@@ -238,7 +238,8 @@ def read_json(
 ):
     "Read a JSON file; an error names the file"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path} is not valid JSON: {e}') from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} is not valid JSON: {e}') from None
 
 # %% ../nbs/appendix/core.ipynb #401628bb
 _saved = '.clipcap-saved'

@@ -126,6 +126,7 @@ def _set_aside(path, error):
     warnings.warn(f'The features in {path} are damaged ({error}): the file is set aside as '
         f'{aside.name}, and the photos are embedded again')
     try: path.replace(aside)
+    except FileNotFoundError: pass      # another process has done so
     except OSError as e: warnings.warn(f'{path} stays where it is: {e}')
 
 def _load(path, stamps, encoder, *, grid):
@@ -133,6 +134,7 @@ def _load(path, stamps, encoder, *, grid):
     if path.is_dir(): raise ValueError(f'{path} is a folder, and features are kept in a file')
     if not path.is_file(): return {},None
     try: rows,x = _read(path, encoder, grid=grid)
+    except FileNotFoundError: return {},None
     except Exception as e:              # whatever bytes lie there
         _set_aside(path, e)
         return {},None

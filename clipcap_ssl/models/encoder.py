@@ -18,9 +18,11 @@ from huggingface_hub import constants, try_to_load_from_cache
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from ..core import MissingModelError, asset_path, ensure_torchvision
-from ..core import named_object, read_json
+from typing_extensions import NotRequired, TypedDict
+from ..core import MissingModelError, asset_path, ensure_torchvision, finish_save
+from ..core import named_object
 from ..data.scenes import attributes, foil
+from ..documents import Name, read_document
 from .checked import BadFile, check_finite, check_fits, clean_tokenizer
 from .checked import encoder_config, no_network, plain_errors, plain_file
 from .checked import read_checked, weights_header
@@ -143,10 +145,16 @@ def _tokenizer_hashes(folder):
     "Name and SHA-256 of the files of a folder that make its tokenizer"
     return {o:weights_hash(folder/o) for o in _tokenizer_files if (folder/o).is_file()}
 
+class _TrainedOn(TypedDict):
+    "trained_on.json"
+    ids:list[Name]
+    contents:NotRequired[list[str]]
+
 def _trained_on(folder):
     "Names and content hashes of photos that a folder's encoder was trained on, where it says so"
-    if not (folder/'trained_on.json').exists(): return ()
-    seen = read_json(folder/'trained_on.json')
+    file = plain_file(folder, 'trained_on.json')
+    if not file: return ()
+    seen = read_document(file, _TrainedOn)
     return [*seen['ids'], *seen.get('contents', [])]
 
 # %% ../../nbs/03_encoder.ipynb #d2bf9cc9
@@ -173,6 +181,7 @@ def _clean_encoder(folder, weights):
 
 def _encoder_weights(folder):
     "The weights of an encoder's folder"
+    finish_save(folder)
     files = [plain_file(folder, o) for o in ('open_clip_config.json','open_clip_model.safetensors')]
     if all(files): return files[1]
     raise MissingModelError(f'{folder} is no encoder folder: that holds open_clip_config.json '
@@ -188,14 +197,15 @@ def encoder_hash(
                      tokenizer=_tokenizer_hashes(folder))
 
 def _check_encoder(encoder, folder):
-    "Refuse an encoder whose tokenizer has words that its network lacks, or whose numbers overflow"
+    "Refuse an encoder whose tokenizer and network do not fit, or whose numbers overflow"
     tokenizer = getattr(encoder.tokenizer, 'tokenizer', None)
     room = getattr(encoder.model, 'vocab_size', None)
     if tokenizer is not None and room and max(tokenizer.get_vocab().values())>=room:
         raise BadFile(f'{folder}: its tokenizer has words that its text network does not have')
-    y = encoder.encode_text(['', 'a'])
-    if not y.isfinite().all() or not np.isfinite(encoder.logit_scale):
-        raise BadFile(f'{folder}: its text vectors are not finite')
+    y = encoder.encode_text(['', 'a', 'a\u2603 word that it has never met'])
+    x = encoder.encode_image([Image.effect_mandelbrot((16,16), (-2,-1,1,1), 20).convert('RGB')])
+    if not all(o.isfinite().all() for o in (x, y)) or not np.isfinite(encoder.logit_scale):
+        raise BadFile(f'{folder}: its vectors are not finite')
     return encoder
 
 # %% ../../nbs/03_encoder.ipynb #661b8cef
@@ -212,8 +222,7 @@ def _from_folder(folder, name, device):
             tokenizer = open_clip.get_tokenizer(where, **more)
     check_finite(model, weights)
     # 2) photos that it has seen
-    with plain_errors(folder/'trained_on.json'):
-        seen = frozenset(_trained_on(folder) if plain_file(folder, 'trained_on.json') else ())
+    seen = frozenset(_trained_on(folder))
     with plain_errors(folder, 'it does not hold a readable OpenCLIP model'):
         encoder = OpenCLIPEncoder(model, preprocess, tokenizer, name=name, hash=own,
                                   trained_on=seen)

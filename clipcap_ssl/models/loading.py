@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file
 from torch import nn
-from ..core import MissingModelError, asset_path, named_object, scratch_folder
+from ..core import MissingModelError, asset_path, finish_save, named_object
+from ..core import scratch_folder
 from .checked import BadFile, check_finite, check_fits, clean_tokenizer
 from .checked import lm_config, no_network, plain_errors, plain_file
 from .checked import read_checked, weights_header
@@ -29,6 +30,11 @@ def _linear_names(lm):
     head = lm.get_output_embeddings()
     linear = [k for k,m in lm.named_modules() if isinstance(m, nn.Linear) and m is not head]
     return sorted({k.rpartition('.')[2] for k in linear})
+
+def _layers(choice, lm):
+    "peft's choice of layers as a list of names; for some architectures it is a pattern"
+    if not isinstance(choice, str): return choice
+    return [k for k,_ in lm.named_modules() if re.fullmatch(choice, k)]
 
 def add_lora(
     lm:PreTrainedModel, # changed in place
@@ -47,7 +53,7 @@ def add_lora(
         raise ImportError('LoRA needs peft, an optional extra: '
             'pip install "clipcap_ssl[lora]"') from None
     kind = lm.config.model_type
-    targets = targets or peft_choice.get(kind) or _linear_names(lm)
+    targets = targets or _layers(peft_choice.get(kind), lm) or _linear_names(lm)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
         fan_in_fan_out=kind=='gpt2')
     with torch.random.fork_rng(devices=[]):
@@ -141,6 +147,7 @@ def load_tokenizer(
     with clean as files, no_network(), plain_errors(f'The tokenizer in {folder}', how):
         tok = AutoTokenizer.from_pretrained(files, **safe)
         last = max(tok.get_vocab().values(), default=0)
+        tok('a\u2603 word that it has never met')     # some have no token for such
     tok.name_or_path = str(folder)
     if not vocab_size/2 < len(tok) <= vocab_size or last>=vocab_size:
         raise MissingModelError(f'The tokenizer in {folder} has {len(tok):,} tokens and the '
@@ -239,6 +246,7 @@ def load_lm(
     if str(name).endswith('.gguf'): return _load_gguf(Path(name), device)
     # 2) a folder with all that we need
     folder = asset_path('toy-lm') if name=='toy' else fetch_model(name, hub=hub)
+    finish_save(folder)
     if not plain_file(folder, 'config.json'):
         raise MissingModelError(f'{folder} has no config.json: '
             'give a folder written by save_pretrained, or a name on the hub')

@@ -7,7 +7,7 @@ __all__ = ['card_mark', 'lm_as_loaded', 'model_card', 'public_encoder_name', 'fi
            'read_captioner']
 
 # %% ../../nbs/appendix/sharing.ipynb #34dca336
-import inspect, uuid
+import inspect, re, uuid
 from pathlib import Path
 from typing import Annotated, Literal, Self
 import torch
@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
-from ..core import MissingModelError, finish_save, read_json, whole_folder, write_json
+from ..core import MissingModelError, finish_save, whole_folder, write_json
 from .checked import BadFile, Few, Share, Size, check_finite, check_fits
 from .checked import fitting, lm_config, no_network, own_object, plain_errors
 from .checked import plain_file, read_checked, weights_header
 from .encoder import ImageTextEncoder, encoder_hash, load_encoder, open_clip
+from .encoder import weights_hash
 from .lm import AutoConfig, AutoModelForCausalLM, PreTrainedModel, freeze
 from .lm import save_tokenizer
 from .loading import add_lora, fetch_model, lm_hash, load_lm, load_tokenizer
@@ -148,6 +149,7 @@ def write_captioner(
     else: save_model(captioner, file, {'stamp':stamp})
     # 2) tokenizer and configuration
     save_tokenizer(captioner.tokenizer, folder)
+    files = {o.name:weights_hash(o) for o in sorted(folder.iterdir())}
     lm_config = {k:v for k,v in lm.config.to_dict().items() if k!='_name_or_path'}
     source,name = dict(lm.source) if light else None,captioner.encoder_name
     if light and Path(source['name']).exists(): source['name'] = Path(source['name']).resolve().name
@@ -155,7 +157,7 @@ def write_captioner(
         mapper_config=getattr(captioner.mapper, 'config', None), lm_config=lm_config,
         lm_source=source, lora=getattr(lm, 'lora', None),
         encoder_id=dict(name=public_encoder_name(name), sha256=captioner.encoder_hash),
-        facts=captioner.facts, decoding=captioner.decoding, stamp=stamp))
+        facts=captioner.facts, decoding=captioner.decoding, files=files, stamp=stamp))
     # 3) where things are on this machine
     write_json(folder/'local.json', _places(captioner, light))
 
@@ -163,7 +165,7 @@ def write_captioner(
 def _is_users_card(file):
     "Is there a model card that we did not write?"
     if file.name!='README.md' or not file.exists(): return False
-    return card_mark not in file.read_text(encoding='utf-8')
+    return card_mark.encode() not in file.read_bytes()
 
 # %% ../../nbs/appendix/sharing.ipynb #32024591
 class SafeHubMixin(ModelHubMixin):
@@ -306,6 +308,7 @@ class _CaptionerFile(_Said):
     encoder_id:_Named
     facts:_Facts=None
     decoding:_Decoding=None
+    files:dict[str,str]={}
     stamp:str
 
 def _captioner_config(folder):
@@ -327,8 +330,19 @@ def _empty_lm(cfg):
         config = AutoConfig.for_model(**cfg['lm_config'])
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
-def _named_lm(source, lm, hub):
+_shaping = 'head|layer|hidden|inner|act|norm|eps|scale|embd|dim|position|window|theta'
+
+def _check_same(there, said, name):
+    "Refuse the right weights under a configuration that makes another model of them"
+    for key in sorted(said.keys() & there.keys()):
+        now,before = there[key],said[key]
+        if re.search(_shaping, key) and isinstance(before, (int,float,str)) and now!=before:
+            raise ValueError(f"The language model '{name}' is configured with {key}={now!r}, "
+                f'and with {before!r} when this captioner was trained in front of it')
+
+def _named_lm(cfg, lm, hub):
     "The LM that a configuration names; what the user names may be fetched, the file's name may not"
+    source = cfg['lm_source']
     name = lm or source['name']
     model = freeze(load_lm(name, hub=hub or bool(lm))[0])
     found, wanted = model.source['sha256'], source['sha256']
@@ -336,12 +350,12 @@ def _named_lm(source, lm, hub):
         raise ValueError('This captioner was trained in front of the language model '
             f"'{source['name']}', sha256 {wanted[:12]}...; "
             f"'{name}' is {found[:12]}..., another one")
+    _check_same(model.config.to_dict(), cfg['lm_config'], name)
     return model
 
 def _build_lm(cfg, lm, hub=False):
     "The LM of a configuration, or as loaded where it was kept by name"
-    source = cfg.get('lm_source')
-    model = _named_lm(source, lm, hub) if source else _empty_lm(cfg)
+    model = _named_lm(cfg, lm, hub) if cfg.get('lm_source') else _empty_lm(cfg)
     if not cfg.get('lora'): return model
     with plain_errors('The low-rank update of config.json', 'it does not fit its language model'):
         return add_lora(model, **cfg['lora'])
@@ -398,6 +412,15 @@ def _named_places(encoder, folder, local):
     beside = [d/name for d in (here, here.parent, here.parent.parent)]
     return [*beside, *([local['encoder']] if 'encoder' in local else [])]
 
+def _check_files(folder, files):
+    "Refuse weights and a tokenizer that are not those that were saved"
+    for name,saved in files.items():
+        file = plain_file(folder, name)
+        if not file: raise MissingModelError(f'{folder/name} is missing; fetch the folder again')
+        if weights_hash(file)!=saved:
+            raise BadFile(f'{file} is not the file that was saved: its checksum is another one; '
+                'save or fetch the folder again')
+
 def _check_writes(model, file):
     "Refuse a language model that cannot read a prefix, or whose numbers overflow"
     p = model.null_prefix[None].to(model.lm.get_input_embeddings().weight.dtype)
@@ -430,4 +453,5 @@ def read_captioner(
     _load_weights(model, folder/'model.safetensors', cfg['stamp'], light=light)
     model.facts, model.decoding = cfg.get('facts', {}), cfg.get('decoding', {})
     _check_writes(model.eval(), folder/'config.json')
+    _check_files(folder, cfg.get('files', {}))
     return model

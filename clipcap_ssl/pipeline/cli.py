@@ -6,11 +6,12 @@
 __all__ = ['columns', 'clipcap_train', 'clipcap_demo', 'clipcap_eval', 'clipcap_caption', 'clipcap_pretrain']
 
 # %% ../../nbs/18_cli.ipynb #cbdeba77
-import importlib, math, sys, tomllib
+import importlib, math, sys
 from dataclasses import replace
 from pathlib import Path
 from fastcore.script import Param, call_parse
-from ..core import as_json, asset_path, default_device, plainly, read_json, write_json
+from ..documents import read_document, read_toml
+from ..core import as_json, asset_path, default_device, plainly, write_json
 from .config import Config, load_config, own_names, run_config, saved_row
 from .config import check_config, settings_table, unsure_below
 
@@ -37,7 +38,7 @@ def _report(scores, out):
     shown = [c for c in columns if any(c in s for s in scores.values())]
     print(table(scores, shown))
     print('\nSupervision:')
-    book = read_json(Path(out)/'scores.json')['meta']['ledger']
+    book = read_document(Path(out)/'scores.json', dict)['meta']['ledger']
     for part,said in book.items(): print(_supervision(part, said))
     files = 'scores.json, captions.jsonl, gallery.png, gallery.html, captioner/'
     print(f'\nWritten to {out}: {files}')
@@ -289,7 +290,6 @@ def clipcap_pretrain(
     import torch
     from clipcap_ssl.train.pretrain import build_world
     path = Path(recipe) if recipe else asset_path('..')/'recipes'/'toy_world.toml'
-    settings = tomllib.loads(path.read_text(encoding='utf-8'))
-    done = build_world(settings, out, only, device=device and torch.device(device))
+    done = build_world(read_toml(path), out, only, device=device and torch.device(device))
     for name,info in done.items():
         print(name, info['sha256'][:12], f"{info['seconds']} s", info.get('foils', ''))

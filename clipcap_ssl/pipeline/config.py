@@ -21,7 +21,7 @@ from fastcore.docments import docments
 from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 from ..core import asset_path, finish_save, import_named, write_text
-from ..documents import read_document, read_utf8
+from ..documents import read_document, read_toml
 
 # %% ../../nbs/appendix/config.ipynb #418d07e7
 @dataclass(frozen=True)
@@ -321,6 +321,7 @@ def unsure_below(
     folder:str|Path, # folder of a captioner
 )->float|None: # None: nobody measured it
     "The similarity of caption and photo below which the captioner is unsure"
+    finish_save(folder)
     file = Path(folder)/'calibration.json'
     return read_document(file, _Calibration)['similarity_p05'] if file.is_file() else None
 
@@ -522,11 +523,7 @@ def load_config(
     **overrides, # settings that differ from the recipe's, as values or as text
 )->Config:
     "Read and check a recipe"
-    path = recipe_path(recipe)
-    try: settings = tomllib.loads(read_utf8(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
-        raise ValueError(f'{path} is not valid TOML: {e}') from None
-    return check_config(Config(**_checked(settings | overrides)))
+    return check_config(Config(**_checked(read_toml(recipe_path(recipe)) | overrides)))
 
 # %% ../../nbs/appendix/config.ipynb #1608bfeb
 def _unreadable(cfg):

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 import numpy as np, torch
 from jaxtyping import Float
-from pydantic import FiniteFloat
+from pydantic import ConfigDict, FiniteFloat
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 from .. import __version__
@@ -396,11 +396,21 @@ def _write_config(cfg, out):
     if load_config(save_config(cfg, out/'config.toml'))!=cfg:
         raise ValueError(f'{out}/config.toml does not say what was written to it')
 
+class _Seconds(TypedDict):
+    "seconds.json"
+    seconds:FiniteFloat
+
+class _Splits(TypedDict, total=False):
+    "What we look into of splits.json; the rest is compared as a whole"
+    __pydantic_config__ = ConfigDict(extra='allow')
+    photos:dict[str,dict[str,str]]
+    hashes:dict[str,str]
+
 def _spent(out):
     "Seconds of all starts of a run so far"
     file = out/'seconds.json'
     if not file.is_file() or not _finished(out): return 0.
-    return float(read_document(file, dict)['seconds'])
+    return read_document(file, _Seconds)['seconds']
 
 def _hash(*values):
     "A short hash of what JSON can hold"
@@ -439,7 +449,7 @@ def _what_changed(before, now):
 def _write_splits(out, parts):
     "splits.json; refuses a folder whose rows were trained on other data"
     file,now = out/'splits.json',_splits(parts)
-    before = read_document(file, dict) if file.is_file() and _finished(out) else {}
+    before = read_document(file, _Splits) if file.is_file() and _finished(out) else {}
     diff = _what_changed(before, now)
     if diff: raise ValueError(f'{out} holds a run on other data, for this has changed: '
                               f'{", ".join(diff)}. Choose another folder with --out, or delete it')

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from jaxtyping import Float
+from pydantic import FiniteFloat
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 from .config import Config
-from ..core import asset_path, clipcap_home, named_object, read_json
+from ..core import asset_path, clipcap_home, named_object
+from ..documents import read_document
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
 from ..data.base import subset, without_captions
 from ..data.captions import data_folder, read_utf8, whole_text
@@ -192,7 +195,7 @@ class Copies:
 # %% ../../nbs/appendix/setup.ipynb #4827e0d7
 def _toy_lm_seed():
     "The seed of the sentences that the scenes' language model was trained on"
-    return read_json(asset_path('toy-lm')/'recipe.json')['recipe']['data_seed']
+    return read_document(asset_path('toy-lm')/'recipe.json', dict)['recipe']['data_seed']
 
 def _texts(cfg):
     "Unpaired sentences, each once"
@@ -374,13 +377,18 @@ def name_own(
     return replace(cfg, **names),own
 
 # %% ../../nbs/appendix/setup.ipynb #73826adf
+class _Taught(TypedDict):
+    "What a model's recipe.json says of its teaching"
+    supervision:NotRequired[dict[str, int|FiniteFloat|str]]
+
 def _taught(name, kind):
     "What a model of the small world, or of a folder, was trained on, by its recipe.json"
     asset = 'toy-lm' if name=='toy' and kind=='lm' else name
     shipped = name in ('toy','toy-judge')
     folder = asset_path(asset) if shipped else Path(name.removeprefix('open_clip:')).expanduser()
-    if not (folder/'recipe.json').is_file(): return {'see': f'the card of {name}'}
-    return read_json(folder/'recipe.json').get('supervision', {})
+    file = folder/'recipe.json'
+    if not file.is_file(): return {'see': f'the card of {name}'}
+    return read_document(file, _Taught).get('supervision', {})
 
 def ledger(
     cfg:Config, # the settings

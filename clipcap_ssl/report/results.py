@@ -16,14 +16,13 @@ __all__ = ['metric_labels', 'row_colours', 'Row', 'Results', 'same_seeds', 'not_
            'first_test_scenes', 'show_frames', 'film', 'draw_if']
 
 # %% ../../nbs/appendix/results.ipynb #6b4d37cd
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 import numpy as np
-from typing_extensions import Required
+from typing_extensions import NotRequired, Required, TypedDict
 from ..data.scenes import Scene, ToyScenes
-from ..documents import read_document
+from ..documents import checked, read_document, read_toml
 from ..figures import palette, show_captions
 from ..metrics.intervals import Interval, bootstrap_ci
 from ..metrics.oracle import wrong_words
@@ -814,12 +813,21 @@ def last_doubling_in_words(
             'on every seed.')
 
 # %% ../../nbs/appendix/results.ipynb #764a11ae
+class _Variant(TypedDict):
+    "What differs in a variant; settings stand beside its seeds"
+    seeds:NotRequired[list[int]]
+
+class _Grid(TypedDict):
+    "A grid's seeds and variants"
+    seeds:list[int]
+    variants:dict[str, _Variant]
+
 def grid_state(
     grid:str|Path, # TOML file of a grid
     folder:str|Path, # where the grids' folders of results are
 )->dict[str,str]: # runs asked for, runs done, variants that miss one
     "What a grid asks for, and what is there"
-    conf,folder = tomllib.loads(Path(grid).read_text(encoding='utf-8')),Path(folder)/Path(grid).stem
+    conf,folder = checked(read_toml(grid), _Grid, grid),Path(folder)/Path(grid).stem
     asked = [(v, s) for v,o in conf['variants'].items() for s in o.get('seeds', conf['seeds'])]
     gone = [v for v,s in asked if not (folder/f'{v}-seed{s}.json').is_file()]
     done = len(asked)-len(gone)

@@ -17,10 +17,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from jaxtyping import Int
+from pydantic import NonNegativeInt
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from ..core import progress, read_json, write_json, write_tensors
+from typing_extensions import TypedDict
+from ..core import progress, write_json, write_tensors
+from ..documents import read_document
 
 # %% ../../nbs/07_train.ipynb #8b577416
 def warmup_cosine(
@@ -168,6 +171,24 @@ def save_state(
     return folder
 
 # %% ../../nbs/07_train.ipynb #399d1180
+class _State(TypedDict):
+    "state.json"
+    step:NonNegativeInt
+    file:str
+    extra:dict
+
+def _optimiser_memory(tensors, params, file):
+    "The memory of an optimiser: 'opt.3.exp_avg' belongs to parameter 3"
+    memory,other = {},ValueError(f'{file} holds the state of another optimiser')
+    for name,v in tensors.items():
+        if not name.startswith('opt.'): continue
+        i,_,field = name.removeprefix('opt.').partition('.')
+        if not i.isdecimal() or int(i)>=len(params): raise other
+        p = params[int(i)]
+        if v.dim()==p.dim() and v.shape!=p.shape: raise other
+        memory.setdefault(int(i), {})[field] = v
+    return memory
+
 def load_state(
     folder:str|Path, # written by `save_state`
     model:nn.Module, # of the same shape
@@ -177,22 +198,20 @@ def load_state(
     folder = Path(folder)
     if not (folder/'state.json').is_file(): return 0,{}
     # 1) read
-    info = read_json(folder/'state.json')
+    info = read_document(folder/'state.json', _State)
     file = folder/Path(info['file']).name
     try: tensors = load_file(file)
     except Exception as e:
         raise ValueError(f'{file} cannot be read ({e}); delete {folder} to start over') from None
-    # 2) the model's parameters
+    # 2) is it ours?
     params = {name:p for name,p in model.named_parameters() if p.requires_grad}
-    saved = {name.removeprefix('model.') for name in tensors if name.startswith('model.')}
-    if set(params)!=saved: raise ValueError(f'{file} holds the state of another model')
+    shapes = {k.removeprefix('model.'):v.shape for k,v in tensors.items() if k.startswith('model.')}
+    if shapes!={name:p.shape for name,p in params.items()}:
+        raise ValueError(f'{file} holds the state of another model')
+    order = [p for group in opt.param_groups for p in group['params']]
+    memory = _optimiser_memory(tensors, order, file)
+    # 3) the model's parameters, and the optimiser's memory
     with torch.no_grad():
         for name,p in params.items(): p.copy_(tensors[f'model.{name}'])
-    # 3) the optimiser's memory: 'opt.3.exp_avg' belongs to parameter 3
-    memory = {}
-    for name,v in tensors.items():
-        if not name.startswith('opt.'): continue
-        _,i,field = name.split('.', 2)
-        memory.setdefault(int(i), {})[field] = v
     opt.load_state_dict(dict(opt.state_dict(), state=memory))
     return info['step'],info['extra']

@@ -7,14 +7,18 @@ __all__ = ['web_pairs', 'scene_tokenizer', 'new_encoder', 'contrastive_step', 's
            'lm_step', 'train_lm', 'foil_report', 'build_world']
 
 # %% ../../nbs/appendix/pretrain.ipynb #88bf65d0
-import random, time
+import random, re, reprlib, time
 from pathlib import Path
+from typing import Annotated, Literal
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from pydantic import AfterValidator, FiniteFloat, NonNegativeInt, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 from ..core import default_device, progress, set_seed, stoppable, whole_folder, write_json
 from ..core import write_tensors
+from ..documents import checked
 from ..models.lm import save_tokenizer, tokenize_captions, token_logprobs
 from ..data.features import encode_dataset
 from ..models.encoder import contrastive_loss, foil_accuracy, load_encoder
@@ -210,6 +214,39 @@ def foil_report(
     return out
 
 # %% ../../nbs/appendix/pretrain.ipynb #2301882b
+def _model_name(value):
+    "A name that stays in its folder"
+    if re.fullmatch(r'\w[\w.-]{0,80}', value): return value
+    raise ValueError(f'{reprlib.repr(value)} is no name of a model')
+
+class _Training(TypedDict):
+    "What encoders and language models have in common"
+    data_seed:int
+    seed:int
+    steps:PositiveInt
+    batch:PositiveInt
+    lr:FiniteFloat
+
+class _EncoderRecipe(_Training):
+    "A section `encoder.NAME`"
+    pairs:PositiveInt
+    wd:FiniteFloat
+    warmup:NonNegativeInt
+    mismatched:NotRequired[FiniteFloat]
+    model:dict[Literal['embed_dim','vision_cfg','text_cfg'], int|dict]
+
+class _LMRecipe(_Training):
+    "The section `lm`"
+    sentences:PositiveInt
+    width:PositiveInt
+    layers:PositiveInt
+    heads:PositiveInt
+
+class _World(TypedDict):
+    "A recipe of a small world"
+    encoder:dict[Annotated[str, AfterValidator(_model_name)], _EncoderRecipe]
+    lm:NotRequired[_LMRecipe|None]
+
 def build_world(
     recipe:dict, # sections `encoder.NAME` and `lm`
     out:str|Path, # folder for the three folders
@@ -219,6 +256,7 @@ def build_world(
 )->dict: # name -> what is in recipe.json
     "Train the models of a small world"
     # 1) what there is to train
+    checked(recipe, _World, 'The recipe')
     jobs = [(name, cfg, train_encoder) for name,cfg in recipe['encoder'].items()]
     if recipe.get('lm') is not None: jobs.append(('toy-lm', recipe['lm'], train_lm))
     names = [name for name,_,_ in jobs]

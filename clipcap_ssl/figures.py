@@ -99,8 +99,8 @@ def _warn_lost(letters):
         if script in _told or unicodedata.category(c)[0] in 'CM': continue
         _told.add(script)
         warnings.warn(f'No installed font has the {script} letters of a caption, such as {c!r}: '
-                      f'a box is drawn for each. Install Noto Sans {script}, and delete '
-                      f'the list of fonts in {matplotlib.get_cachedir()}')
+                      f'a box is drawn for each. Install Noto Sans {script}, and delete the '
+                      'list of fonts in the folder that matplotlib.get_cachedir() names')
 
 def text_fonts(
     text:str, # a caption

@@ -19,7 +19,7 @@ import errno, random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from fastcore.script import call_parse
+from fastcore.script import Param, call_parse
 from grid import commit
 
 recipe = dict(n_train=80, n_test=24, n_pairs=24, n_dev_pairs=4, steps=4, expert_rounds=1,
@@ -140,7 +140,7 @@ def count(call, *args, among=operations):
 
 # ---- the four parts
 
-def random_kills(place, wanted, files, *, n, fresh, rng):
+def random_kills(place, wanted, files, *, n, fresh, rng, keep):
     "1. SIGKILL at random"
     def forked_run(here): return forked(train, here)
     def fresh_run(here):
@@ -175,6 +175,7 @@ def random_kills(place, wanted, files, *, n, fresh, rng):
         found['leftovers'] += len(beside)
         if beside or not equal: print(here, equal, beside)
         else: shutil.rmtree(here)
+        keep(found)
         i += 1
     return found
 
@@ -279,10 +280,11 @@ def kills(
     fresh:int=20, # of them in commands that are started anew
     points:int=40, # operations of a run at which it ends
     seed:int=0, # of the moments
-    out:str='nbs/results/data/kills.json', # the result
+    out:str='nbs/results/data/kills.json', # the result; parts that are not run again stay in it
+    only:Param('save, full, run or random; default: all', str, nargs='+')=None,
 ):
     "Kill runs and saves, and write what came of it"
-    from clipcap_ssl.core import write_json
+    from clipcap_ssl.core import read_json, write_json
     from clipcap_ssl.pipeline import cli, experiment
     warnings.simplefilter('ignore')
     began,rng = time.time(),random.Random(seed)
@@ -291,14 +293,18 @@ def kills(
         whole = d/'whole'
         assert ended(forked(train, whole))==0
         wanted,files = worth(whole),set(names(whole))
-        found = dict(commit=commit(), seed=seed)
+        found = read_json(out) if only and Path(out).is_file() else {}
+        def keep(name, part):
+            found[name] = dict(part, commit=commit(), seed=seed)
+            write_json(out, found)
         steps = dict(
             save=lambda place: save_ends(place, whole),
             full=lambda place: full_disk(place, whole),
             run=lambda place: run_ends(place, wanted, files, points=points),
-            random=lambda place: random_kills(place, wanted, files, n=n, fresh=fresh, rng=rng))
+            random=lambda place: random_kills(place, wanted, files, n=n, fresh=fresh, rng=rng,
+                                             keep=partial(keep, 'random')))
         for name,step in steps.items():
+            if only and name not in only: continue
             (d/name).mkdir()
-            found[name] = step(d/name)
+            keep(name, step(d/name))
             print(name, found[name], f'{time.time()-began:.0f} s', flush=True)
-            write_json(out, dict(found, seconds=round(time.time()-began)))

@@ -17,16 +17,22 @@ seen = dict(code=[], network=[], asked=[], watch=False)
 class Hung(BaseException): pass
 
 def watch():
-    "Note every process started and every address looked up or called, and let none through; call it once"
-    def refuse(*a, **k):
-        if seen['watch']: seen['network'].append(str(a)[:100])
-        raise OSError('no network in this test')
-    socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+    "While seen['watch']: note every process started and every address looked up or called, and let none through; call it once"
+    def guarded(call):
+        def refuse(*a, **k):
+            if not seen['watch']: return call(*a, **k)
+            seen['network'].append(str(a)[:100])
+            raise OSError('no network in this test')
+        return refuse
+    for owner, name in ((socket.socket, 'connect'), (socket.socket, 'connect_ex'), (socket, 'getaddrinfo'), (socket, 'create_connection')):
+        setattr(owner, name, guarded(getattr(owner, name)))
     def audit(event, args):
         if seen['watch'] and event in ('os.system', 'subprocess.Popen', 'os.exec', 'os.posix_spawn', 'os.fork', 'pty.spawn', 'shutil.rmtree.hostile'):
             seen['code'].append(f'{event} {args}'[:100])
     sys.addaudithook(audit)
+    answer = builtins.input
     def ask(*a):
+        if not seen['watch']: return answer(*a)
         seen['asked'].append(str(a)[:100])
         raise EOFError
     builtins.input = ask

@@ -158,9 +158,12 @@ def _naming(path):
                          'What was there before is as it was') from None
 
 # %% ../nbs/appendix/core.ipynb #0c70ef0b
+_umask = os.umask(0o077)
+os.umask(_umask)                      # it can only be read by setting it
+
 def _settle(path):
-    "Give a written file its rights, and wait until the disk has it"
-    with suppress(OSError): os.chmod(path, 0o644)
+    "Give a written file the rights of any new file, and wait until the disk has it"
+    with suppress(OSError): os.chmod(path, 0o666 & ~_umask)
     _sync(path)
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Does memory grow? python scripts/soak.py [--minutes 10] [--only policy]
 
 Each route of stage 2, every decoder, and captions of 5,000 drawn photos run again and again for some
-minutes, each in a process of its own. Once a second we note its memory and its open handles, in
+minutes, each in a process of its own. Every five seconds we note its memory and its open handles, in
 nbs/results/data/soak.json (see `--out`): `seconds`, `mb`, `handles`, the times it went round, and
 the slope of the second half in MB per minute. A page of results draws them."""
 import os
@@ -69,9 +69,9 @@ def captioning(n):
     return write
 
 def watch(seen, done):
-    "Memory and handles of this process, once a second"
+    "Memory and handles of this process, every five seconds"
     me,began = psutil.Process(),time.time()
-    while not done.wait(1.):
+    while not done.wait(5.):
         seen['seconds'].append(round(time.time()-began, 1))
         seen['mb'].append(round(me.memory_info().rss/1e6, 1))
         seen['handles'].append(me.num_fds())

@@ -489,8 +489,9 @@ def list_settings(
     listed,default = [],asdict(Config())
     for group in reversed(Config.__mro__[1:-1]):
         meaning = docments(group)
-        listed += [Setting(f.name, group, _kind(f.name)[0], default[f.name], _range_text(f.name),
-                           meaning[f.name]) for f in fields(group)]
+        for f in fields(group):
+            listed.append(Setting(f.name, group, kind=_kind(f.name)[0], default=default[f.name],
+                                  range=_range_text(f.name), meaning=meaning[f.name]))
     return listed
 
 def setting_text(

@@ -53,7 +53,7 @@ def gumbel_step(
         # 3) reward and anchors
         r = rewarded(reward, y.view(len(xs), n_samples, -1), xs, ids=rows)
         stats = dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item())
-        return anchored(-r.mean(), stats, model, each, g, logits)
+        return anchored(-r.mean(), stats, model, x=each, samples=g, logits=logits)
     return loss_fn
 
 # %% ../../nbs/16_gumbel.ipynb #3571915b

@@ -132,9 +132,12 @@ def losses(w, model, written):
     policy = policy_step(w.x, contrastive_reward(w.encoder, bank, 10.), n_samples=2, **more)
     gumbel = gumbel_step(w.x, Bridge(model.tokenizer, w.encoder), contrast_with(bank, 10.),
                          n_samples=2, **more)
+    noise = torch.Tensor.exponential_
+    def drawn(out, **kwargs): return out.copy_(noise(torch.empty(out.shape)))
     def sampled(module, step):
         def loss_fn(model, rows):
-            with patch(f'clipcap_ssl.train.{module}.sample', given): return step(model, rows)
+            with (patch(f'clipcap_ssl.train.{module}.sample', given),
+                  patch.object(torch.Tensor, 'exponential_', drawn)): return step(model, rows)
         return loss_fn
     return dict(stage1=caption_step(pairs), policy=sampled('policy', policy),
                 gumbel=sampled('gumbel', gumbel))
@@ -197,9 +200,9 @@ def disagreements(found):
 
 def toy(device, steps=60):
     "The drawn world: a captioner from the same seed, its losses and captions"
-    from clipcap_ssl.data.scenes import Scenes
+    from clipcap_ssl.data.scenes import ToyScenes
     encoder = load_encoder('toy', device)
-    ds = Scenes(160, 5)
+    ds = ToyScenes(160, 5)
     x = encoder.encode_image([ds.image(i) for i in range(len(ds))])
     model = new_captioner(encoder, seed=0)
     tokens,mask = (o.to(device) for o in tokenize_captions(model.tokenizer,

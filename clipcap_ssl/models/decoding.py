@@ -153,7 +153,7 @@ def decode(
         for i in range(0, len(x), batch_size):
             # 2) the prefixes of a batch
             xs = x[i:i+batch_size].to(model.device)
-            hidden = None if null is None else null[i:i+batch_size]
+            hidden = None if null is None else null[i:i+batch_size].to(model.device)
             prefix = model.prefix(xs, hidden).to(model.lm.dtype)
             real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
             # 3) write

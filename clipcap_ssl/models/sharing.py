@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
-from ..core import MissingModelError, finish_save, whole_folder, write_json
+from ..core import MissingModelError, finish_save, known_device, whole_folder
+from ..core import write_json
 from .checked import BadFile, Few, Share, Size, check_finite, check_fits
 from .checked import fitting, lm_config, no_network, own_object, plain_errors
 from .checked import plain_file, read_checked, weights_header
@@ -197,6 +198,7 @@ class SafeHubMixin(ModelHubMixin):
         encoder:'str|Path|ImageTextEncoder'=None, # its encoder, or where that lies, if it is not found by itself
     )->Self: # in eval mode
         "Load from a folder, the local cache or the hub"
+        device = known_device(device)
         folder = fetch_model(name, revision=revision, token=token)
         finish_save(folder)
         if not plain_file(folder, 'config.json'):

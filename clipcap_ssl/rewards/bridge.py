@@ -194,7 +194,7 @@ class Bridge:
             ids = self.tables[f,:,j]
             e = embed_tokens(self.encoder, ids.clamp(min=0))*(ids>=0)[:,None]
             here = e[tokens[i,k]] if weights is None else weights[i,k][:,:len(e)]@e
-            h = h.index_put((i,at[i,k]+j), here)
+            h = h.index_put((i,at[i,k]+j), here.to(h))
         # 3) the tower behind its look-up
         return encode_embeddings(self.encoder, h, ends)
 

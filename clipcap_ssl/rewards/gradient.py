@@ -71,6 +71,7 @@ def signal_and_noise(
     "How much of a batch's gradient is signal, from the dot products of its pieces"
     h = len(grads)
     if h<2: raise ValueError('Signal and noise are told apart by two pieces of a batch, or more')
+    if grads.device.type=='mps': grads = grads.cpu()    # which has no float64
     grads = grads.double()
     squares = grads.square().sum()
     signal = (grads.sum(0).square().sum()-squares)/(h*(h-1))

@@ -37,7 +37,7 @@ def candidate_captions(
     rows = torch.cat([x.repeat_interleave(n_samples, 0), x[:1].expand(n_null, *x.shape[1:])])
     null = torch.arange(len(rows), device=x.device)>=len(x)*n_samples
     processors = [TemperatureLogitsWarper(float(temperature))] if temperature!=1 else []
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with torch.random.fork_rng([model.device] if model.device.type=='cuda' else []):
         torch.manual_seed(seed)
         texts = decode(model, rows, dict(do_sample=True, top_k=0), null=null, processors=processors,
                        max_new_tokens=max_new_tokens).text

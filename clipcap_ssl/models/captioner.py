@@ -20,7 +20,7 @@ from ..core import named_object, set_seed
 from ..data.photos import read_photo
 from .encoder import ImageTextEncoder
 from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from .lm import freeze, token_logprobs
+from .lm import can_split, freeze, is_large, LazyLogits, scores, token_logprobs
 from .loading import add_lora, load_lm
 from .mapper import make_mapper
 from .sharing import SafeHubMixin, find_encoder, model_card, read_captioner
@@ -50,6 +50,12 @@ def _left(
     source = torch.where(number<0, here+k, source) # and padding takes the prefix's old places
     h = h.gather(1, source[...,None].expand_as(h))
     return h, dict(attention_mask=(number>=0).long(), position_ids=number.clamp(min=0))
+
+# %% ../../nbs/06_captioner.ipynb #53e7fa4b
+def _shares(lm):
+    "Is a language model worth reading a prefix once only, and can it go on from there?"
+    n_weights = sum(p.numel() for p in lm.parameters())
+    return is_large(n_weights) and can_split(lm) and lm._supports_default_dynamic_cache()
 
 # %% ../../nbs/06_captioner.ipynb #9caf3079
 class Captioner(nn.Module, SafeHubMixin,
@@ -101,6 +107,13 @@ class Captioner(nn.Module, SafeHubMixin,
         null:Bool[Tensor,'b']|None=None, # rows that get the null prefix
     )->Float[Tensor,'b t v']: # row `t` predicts token `t`
         "Logits of every token, from the prefix and the tokens before it"
+        inputs, t = self._inputs(x, tokens, mask, null), tokens.shape[1]
+        # logits of the caption alone
+        if self.lm._supports_logits_to_keep(): inputs['logits_to_keep'] = t
+        return self.lm(**inputs, use_cache=False).logits[:,-t:]
+
+    def _inputs(self, x, tokens, mask, null):
+        "What the language model reads"
         t, embedding, more = tokens.shape[1], self.lm.get_input_embeddings(), {}
         if t > self.room:
             raise ValueError(f'{t} tokens do not fit behind the prefix; '
@@ -113,19 +126,52 @@ class Captioner(nn.Module, SafeHubMixin,
         if not mask[:,0].all(): h, more = _left(h, mask, self.mapper.k)
         if 'position_ids' not in inspect.signature(self.lm.forward).parameters:
             more.pop('position_ids', None)
-        # 3) logits of the caption alone
-        if self.lm._supports_logits_to_keep(): more['logits_to_keep'] = t
-        return self.lm(inputs_embeds=h, use_cache=False, **more).logits[:,-t:]
+        return dict(inputs_embeds=h, **more)
+
+    def scores(self,
+        x:Float[Tensor,'b d']|None, # image features, unit norm; None: no row has a photo
+        tokens:Int[Tensor,'m t'], # captions, as many of each image, those of an image together
+        mask:Bool[Tensor,'m t'], # real tokens
+        *,
+        null:Bool[Tensor,'b']|None=None, # images that get the null prefix
+    )->Float[Tensor,'m t v']|LazyLogits: # lazy, if they are many
+        "Logits of every token, in as little memory as need be"
+        s = 1 if x is None else len(tokens)//len(x)
+        if s>1 and _shares(self.lm) and mask[:,0].all():
+            return self._shared_scores(self.prefix(x, null), tokens, s)
+        if s>1:
+            x = x.repeat_interleave(s, 0)
+            null = None if null is None else null.repeat_interleave(s)
+        return scores(self.lm, tokens.shape[1], **self._inputs(x, tokens, mask, null))
+
+    def _shared_scores(self, p, tokens, s):
+        "Logits of `s` captions of each prefix, which is read once"
+        # 1) the prefixes, and the keys and values that they leave behind
+        embedding = self.lm.get_input_embeddings()
+        read = self.lm.base_model(inputs_embeds=p.to(embedding.weight.dtype), use_cache=True)
+        first = read[0][:,-1:].repeat_interleave(s, 0)
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(s)
+        # 2) the captions behind them
+        parts = [first]
+        if tokens.shape[1]>1:
+            h = embedding(tokens[:,:-1])
+            parts.append(self.lm.base_model(inputs_embeds=h, past_key_values=cache)[0])
+        # 3) logits, or what they can be computed from
+        lazy = LazyLogits(torch.cat(parts, 1), self.lm)
+        many = is_large(tokens.numel()*lazy.shape[-1])
+        return lazy if many else lazy.whole()
 
     def logprobs(self,
         x:Float[Tensor,'b d']|None, # image features, unit norm; None: no row has a photo
-        tokens:Int[Tensor,'b t'], # captions, padded on the right or on the left
-        mask:Bool[Tensor,'b t'], # real tokens
+        tokens:Int[Tensor,'m t'], # captions, as many of each image, those of an image together
+        mask:Bool[Tensor,'m t'], # real tokens
         *,
-        null:Bool[Tensor,'b']|None=None, # rows that get the null prefix
-    )->Float[Tensor,'b t']: # 0 where `mask` is False
+        null:Bool[Tensor,'b']|None=None, # images that get the null prefix
+    )->Float[Tensor,'m t']: # 0 where `mask` is False
         "Log-probability of each real token"
-        return token_logprobs(self(x, tokens, mask, null=null), tokens).masked_fill(~mask, 0.)
+        found = self.scores(x, tokens, mask, null=null)
+        return token_logprobs(found, tokens, mask).masked_fill(~mask, 0.)
 
     def attach(self,
         encoder:ImageTextEncoder, # loaded already

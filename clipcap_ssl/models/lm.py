@@ -4,16 +4,23 @@
 
 # %% auto #0
 __all__ = ['word_tokenizer', 'bpe_tokenizer', 'save_tokenizer', 'Specials', 'special_tokens', 'tokenize_captions',
-           'token_logprobs', 'new_lm', 'freeze']
+           'token_logprobs', 'new_lm', 'large_from', 'is_large', 'last_layer', 'can_split', 'LazyLogits', 'per_token',
+           'scores', 'freeze']
 
 # %% ../../nbs/05_language_model.ipynb #f7834605
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from ..core import ensure_torchvision, read_json, write_json
 
 # %% ../../nbs/05_language_model.ipynb #c5f40e24
@@ -22,6 +29,8 @@ ensure_torchvision()
 # %% ../../nbs/05_language_model.ipynb #fef5da14
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions as _Output)
 
 # %% ../../nbs/05_language_model.ipynb #efe82138
 def word_tokenizer(
@@ -95,10 +104,13 @@ def tokenize_captions(
 
 # %% ../../nbs/05_language_model.ipynb #1594f16a
 def token_logprobs(
-    logits:Float[Tensor,'b t v'], # row `t` predicts token `t`
+    logits:Float[Tensor,'b t v'], # row `t` predicts token `t`; may be lazy, as a later section has it
     tokens:Int[Tensor,'b t'], # the tokens that came
+    mask:Bool[Tensor,'b t']|None=None, # real tokens, if lazy logits need not be computed for all
 )->Float[Tensor,'b t']: # natural logarithm, float32
     "Log-probability of each token"
+    if not isinstance(logits, Tensor):
+        return per_token(token_logprobs, logits, more=[tokens], mask=mask)
     logits = logits.float()
     return logits.gather(-1, tokens[...,None])[...,0] - logits.logsumexp(-1)
 
@@ -136,6 +148,124 @@ def new_lm(
         max_position_embeddings=n_positions, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=None, **own)
     return AutoModelForCausalLM.from_config(config).eval()
+
+# %% ../../nbs/05_language_model.ipynb #78d5ad91
+_large = ContextVar('large', default=2**25)
+
+@contextmanager
+def large_from(
+    n:int, # numbers; 0: everything is large
+):
+    "From how many numbers on memory is saved, for a while"
+    before = _large.set(n)
+    try: yield
+    finally: _large.reset(before)
+
+def is_large(
+    n:int, # numbers
+)->bool:
+    "Are these too many to keep?"
+    return n>_large.get()
+
+# %% ../../nbs/05_language_model.ipynb #1c091574
+class _Stand(nn.Module):
+    "In place of all layers but the last: returns what it is given"
+    def forward(self, input_ids=None, *, inputs_embeds=None, **kwargs):
+        return _Output(last_hidden_state=inputs_embeds)
+    @property
+    def decoder(self): return self     # OPT asks for its layers there
+
+def last_layer(
+    lm:PreTrainedModel, # any causal language model
+)->PreTrainedModel: # shares its weights; reads hidden states as `inputs_embeds`
+    "A language model without all layers but the last"
+    lm = copy.copy(lm)
+    lm._modules = lm._modules|{lm.base_model_prefix:_Stand()}
+    return lm
+
+# %% ../../nbs/05_language_model.ipynb #469c6f23
+_splits = WeakKeyDictionary()
+
+@torch.no_grad()
+def _is_split(lm):
+    "Does the last layer, by itself, give the model's logits?"
+    try:
+        table = lm.get_input_embeddings()
+        h = torch.linspace(-1, 1, table.embedding_dim).to(table.weight)[None,None]
+        hidden = lm.base_model(inputs_embeds=h, use_cache=False)[0]
+        found = last_layer(lm)(inputs_embeds=hidden).logits
+        return torch.allclose(found, lm(inputs_embeds=h, use_cache=False).logits, atol=1e-4)
+    except (AttributeError, KeyError, TypeError, RuntimeError): return False
+
+def can_split(
+    lm:PreTrainedModel, # any causal language model
+)->bool:
+    "Can its last layer be computed by itself?"
+    if lm not in _splits: _splits[lm] = _is_split(lm)
+    return _splits[lm]
+
+# %% ../../nbs/05_language_model.ipynb #a040c464
+class LazyLogits:
+    "Logits `b t v` that are computed row by row, when they are asked for"
+    def __init__(self,
+        hidden:Float[Tensor,'b t e'], # what the last layer reads
+        lm:PreTrainedModel, # whose last layer it is
+    ):
+        self.hidden, self.head = hidden, last_layer(lm)
+        self.learns = torch.is_grad_enabled()
+        self.shape = (*hidden.shape[:2], lm.get_output_embeddings().weight.shape[0])
+
+    def rows(self,
+        hidden:Float[Tensor,'n e'], # some of the hidden states
+    )->Float[Tensor,'n v']:
+        "The logits of some tokens"
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            return self.head(inputs_embeds=hidden[None]).logits[0]
+
+    def whole(self)->Float[Tensor,'b t v']:
+        "All of them"
+        return self.head(inputs_embeds=self.hidden).logits
+
+# %% ../../nbs/05_language_model.ipynb #ab2263e7
+def per_token(
+    f:Callable, # (logits 'n v' of each model, then rows of `more`) -> 'n ...'
+    *logits:LazyLogits, # of one model, or of several for the same tokens
+    more:Sequence[Tensor]=(), # 'b t' each: what else `f` needs to know of a token
+    mask:Bool[Tensor,'b t']|None=None, # real tokens; None: all
+    chance:bool=False, # does `f` draw random numbers?
+)->Tensor: # 'b t ...'; 0 where `mask` is False
+    "Apply a function to the logits of all tokens, a few of them at a time"
+    b,t,v = logits[0].shape
+    def piece(*rows):
+        found = [o.rows(h) for o,h in zip(logits, rows)]
+        return f(*found, *rows[len(logits):])
+    at = torch.arange(b*t, device=logits[0].hidden.device)
+    if mask is not None: at = at[mask.flatten()]
+    parts = []
+    for rows in at.split(max(_large.get()//(4*v), 1)):
+        given = [o.flatten(0, 1)[rows] for o in (*[l.hidden for l in logits], *more)]
+        if torch.is_grad_enabled():
+            part = checkpoint(piece, *given, use_reentrant=False, preserve_rng_state=chance)
+        else: part = piece(*given)
+        parts.append(part)
+    parts = torch.cat(parts)
+    whole = parts.new_zeros(b*t, *parts.shape[1:])
+    return whole.index_put((at,), parts).unflatten(0, (b, t))
+
+# %% ../../nbs/05_language_model.ipynb #0b007d82
+def scores(
+    lm:PreTrainedModel, # any causal language model
+    t:int, # so many last positions are asked for
+    **inputs, # of its forward pass: `inputs_embeds` or `input_ids`, a mask, positions
+)->Float[Tensor,'b t v']: # or `LazyLogits`, if they are many
+    "Logits of the last positions"
+    given = inputs.get('inputs_embeds', inputs.get('input_ids'))
+    v = lm.get_output_embeddings().weight.shape[0]
+    if is_large(len(given)*t*v) and can_split(lm):
+        hidden = lm.base_model(**inputs, use_cache=False)[0]
+        return LazyLogits(hidden[:,-t:], lm)
+    more = dict(logits_to_keep=t) if lm._supports_logits_to_keep() else {}
+    return lm(**inputs, use_cache=False, **more).logits[:,-t:]
 
 # %% ../../nbs/05_language_model.ipynb #58410028
 def freeze(

@@ -6,7 +6,7 @@
 __all__ = ['text_ends', 'embed_tokens', 'encode_embeddings', 'token_texts', 'piece_tables', 'Bridge', 'bridge_fidelity']
 
 # %% ../../nbs/appendix/bridge.ipynb #8b4bb64b
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 import torch, torch.nn.functional as F
@@ -176,8 +176,20 @@ class Bridge:
         count = (self.tables[table,tokens]>=0).sum(-1)*(mask&~self.special[tokens])
         return table,count,len(self.before)+count.cumsum(1)-count
 
+    def _mix(self, weights, table, count):
+        "Embeddings of the pieces of tokens that are mixtures: 'n v' -> 'n m w'"
+        m, end = self.tables.shape[-1], embed_tokens(self.encoder, self.end)
+        out = end.new_zeros(len(weights), m, len(end))
+        for f,j in product(range(2), range(m)):
+            i = ((table==f)&(count>j)).nonzero()[:,0]          # tokens that use this column
+            if not len(i): continue
+            ids = self.tables[f,:,j]
+            e = embed_tokens(self.encoder, ids.clamp(min=0))*(ids>=0)[:,None]
+            out = out.index_put((i, torch.full_like(i, j)), (weights[i][:,:len(e)]@e).to(out))
+        return out
+
     def __call__(self,
-        weights:Float[Tensor,'b t v']|None, # one row per token, with gradient; None: the sampled tokens, without
+        weights:Float[Tensor,'b t v']|Callable|None, # a row per token, with gradient; (f, *more) -> f of some rows at a time; None: the sampled tokens
         tokens:Int[Tensor,'b t'], # the sampled tokens, which decide the layout
         mask:Bool[Tensor,'b t'], # real tokens
     )->Float[Tensor,'b d']: # unit length
@@ -187,15 +199,18 @@ class Bridge:
         ends = (len(self.before)+count.sum(1)).clamp(max=self.room)
         h = embed_tokens(self.encoder, self.end.repeat(len(ends), ends.max()+1))
         h[:,:len(self.before)] = embed_tokens(self.encoder, self.before)
-        # 2) for each table and piece number, the slots that use it
-        for f,j in product(range(2), range(self.tables.shape[-1])):
-            i,k = ((table==f)&(count>j)&(at+j<self.room)).nonzero(as_tuple=True)
-            if not len(i): continue
-            ids = self.tables[f,:,j]
-            e = embed_tokens(self.encoder, ids.clamp(min=0))*(ids>=0)[:,None]
-            here = e[tokens[i,k]] if weights is None else weights[i,k][:,:len(e)]@e
-            h = h.index_put((i,at[i,k]+j), here.to(h))
-        # 3) the tower behind its look-up
+        # 2) the pieces of each token: looked up, or mixed from all tokens
+        count = count.minimum((self.room-at).clamp(min=0))       # those that fit
+        if weights is None: pieces = embed_tokens(self.encoder, self.tables[table,tokens].clamp(min=0))
+        elif isinstance(weights, Tensor):
+            pieces = self._mix(weights.flatten(0, 1), table.flatten(), count.flatten())
+            pieces = pieces.unflatten(0, tokens.shape)
+        else: pieces = weights(self._mix, table, count)
+        # 3) each piece in its slot
+        m = torch.arange(pieces.shape[2], device=tokens.device)
+        i,k,j = (count[...,None]>m).nonzero(as_tuple=True)
+        h = h.index_put((i,at[i,k]+j), pieces[i,k,j].to(h))
+        # 4) the tower behind its look-up
         return encode_embeddings(self.encoder, h, ends)
 
 # %% ../../nbs/appendix/bridge.ipynb #6a9afcec

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from ..models.captioner import Captioner
-from ..models.lm import freeze, token_logprobs
+from ..models.lm import freeze, LazyLogits, per_token, token_logprobs
 from ..models.generate import greedy, sample
 from ..rewards.gradient import batch_normed, greedy_baseline, group_mean, group_normed
 from ..rewards.gradient import leave_one_out, policy_gradient_loss, preference_loss
@@ -34,26 +34,34 @@ def copy_captioner(
 # %% ../../nbs/14a_stage2.ipynb #9883be89
 def frozen_copy(
     model:Captioner, # the captioner as it is now
-)->Captioner: # nothing in it is trained any more
+)->Captioner: # nothing in it is trained any more; shares the weights that `model` does not train
     "A reference policy"
-    return freeze(copy_captioner(model)).eval()
+    encoder = model.__dict__['_encoder']
+    shared = {id(p):p for p in model.parameters() if not p.requires_grad}
+    return freeze(copy.deepcopy(model, shared|{id(encoder):encoder})).eval()
 
 # %% ../../nbs/14a_stage2.ipynb #fea890f8
+def _kl_at_token(logits, reference):
+    "KL divergence over the vocabulary, at each token"
+    p, q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
+    return (p.exp()*(p-q)).sum(-1)
+
 def kl_to_reference(
-    logits:Float[Tensor,'b t v'], # of the model, with gradient
-    reference:Float[Tensor,'b t v'], # of the reference policy
+    logits:Float[Tensor,'b t v'], # of the model, with gradient; may be lazy
+    reference:Float[Tensor,'b t v'], # of the reference policy; of the same kind
     mask:Bool[Tensor,'b t'], # True on real tokens
 )->Float[Tensor,'']: # nats per token, at least 0
     "KL divergence of the model from the reference policy, averaged over the batch's real tokens"
-    p, q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
-    at_token = (p.exp()*(p-q)).sum(-1)
+    if isinstance(logits, LazyLogits):
+        at_token = per_token(_kl_at_token, logits, reference, mask=mask)
+    else: at_token = _kl_at_token(logits, reference)
     return (at_token*mask).sum()/mask.sum()
 
 # %% ../../nbs/14a_stage2.ipynb #16b51c6d
 @torch.no_grad()
 def _reference_logits(reference, x, samples):
     "The reference policy's logits at each token of the samples"
-    return reference(x, samples.tokens, samples.mask)
+    return reference.scores(x, samples.tokens, samples.mask)
 
 # %% ../../nbs/14a_stage2.ipynb #181f00f4
 def anchors(
@@ -62,21 +70,21 @@ def anchors(
     kl:float=.1, # coefficient of the divergence from the reference
     *,
     label_weight:float=.5, # coefficient of the labelled pairs' cross-entropy
-    label_batch:int=32, # labelled pairs per step
-)->Callable: # (loss, stats, model, features per sample, samples, their logits, reference's logits) -> loss, stats
+    label_batch:int=32, # labelled pairs per step; 0: one for each image of the batch
+)->Callable: # (loss, stats, model, features, samples, their logits, reference's, images) -> loss, stats
     "What keeps a captioner near its start while a reward moves it"
     if label_weight and labelled is None:
         raise ValueError('The label anchor needs labelled pairs: give them, or label_weight=0')
     if kl and reference is None:
         raise ValueError('A divergence needs a reference: give frozen_copy(model), or kl=0')
     label_loss = caption_step(labelled) if labelled is not None else None
-    def add(loss, stats, model, x, samples, logits, ref=None):
+    def add(loss, stats, model, x, samples, logits, ref=None, images=0):
         if kl:
             if ref is None: ref = _reference_logits(reference, x, samples)
             div = kl_to_reference(logits, ref, samples.mask)
             loss, stats = loss+kl*div, stats|{'kl':div.item()}
         if label_weight:
-            rows = torch.randint(len(labelled), (label_batch,))
+            rows = torch.randint(len(labelled), (label_batch or images or len(x),))
             loss = loss+label_weight*label_loss(model, rows)[0]
         return loss, stats
     return add
@@ -100,28 +108,49 @@ def _reward_loss(logprobs, reference, *, mask, rewards, adv):
 
 
 # %% ../../nbs/14a_stage2.ipynb #72ba9cd6
-def _image_parts(held, reference, model, xs, g, *, at, rewards, adv, temperature, weight):
+def _at_token(logits, *given, what, temperature):
+    "Numbers of each token; given are the reference's logits, if there is one, and the tokens"
+    ref, tokens = (None, *given)[-2:]
+    found = {}
+    if 'logprobs' in what:
+        tempered = logits if temperature==1 else logits.float()/temperature
+        found['logprobs'] = token_logprobs(tempered, tokens)
+    if 'reference' in what: found['reference'] = token_logprobs(ref, tokens)
+    if 'kl' in what: found['kl'] = _kl_at_token(logits, ref)
+    return torch.stack([found[k] for k in what], -1)
+
+def _numbers_at_tokens(logits, ref, samples, *, what, temperature):
+    "The numbers `what` of all tokens, by name"
+    f = partial(_at_token, what=what, temperature=temperature)
+    both = [logits] if ref is None else [logits, ref]
+    if isinstance(logits, LazyLogits):
+        found = per_token(f, *both, more=[samples.tokens], mask=samples.mask)
+    else: found = f(*both, samples.tokens)
+    return dict(zip(what, found.unbind(-1)))
+
+def _image_parts(reference, model, xs, g, *, at, rewards, adv, temperature, weight, kl):
     "The reward's and the divergence's part of the loss, of the images `at`, and the divergence"
     s = len(g)//len(xs)
     # 1) logits of the samples of these images
     rows = (at[:,None]*s+torch.arange(s, device=at.device)).flatten()
     some = g[rows.to(g.tokens.device)]
-    each = xs[at].repeat_interleave(s, 0)
-    logits = model(each, some.tokens, some.mask)
-    ref = _reference_logits(reference, each, some) if adv is None else None
+    what = ['logprobs']+['reference']*(adv is None)+['kl']*bool(kl)
+    logits = model.scores(xs[at], some.tokens, some.mask)
+    ref = _reference_logits(reference, xs[at], some) if len(what)>1 else None
     # 2) log-probabilities under the policy that sampled; a preference is not about sampling
-    def by_image(o): return o.view(len(at), s, -1)
-    tempered = logits if temperature==1 or adv is None else logits.float()/temperature
-    logprobs = by_image(token_logprobs(tempered, some.tokens))
-    ref_logprobs = None if ref is None else by_image(token_logprobs(ref, some.tokens))
+    found = _numbers_at_tokens(logits, ref, some, what=what,
+                               temperature=1 if adv is None else temperature)
+    def by_image(o): return None if o is None else o.view(len(at), s, -1)
     # 3) both parts, as shares of the batch's
-    loss = _reward_loss(logprobs, ref_logprobs, mask=by_image(some.mask), rewards=rewards[at],
+    loss = _reward_loss(by_image(found['logprobs']), by_image(found.get('reference')),
+                        mask=by_image(some.mask), rewards=rewards[at],
                         adv=None if adv is None else adv[at])
-    parts = dict(reward=weight*(len(at)/len(xs))*loss)
-    share = (some.mask.sum()/g.mask.sum()).item()
-    div, stats = held(0., {}, model, x=each, samples=some, logits=logits, ref=ref)
-    if stats: parts['kl'] = share*div
-    return parts, {k:share*v for k,v in stats.items()}
+    parts, stats = dict(reward=weight*(len(at)/len(xs))*loss), {}
+    if kl:
+        share = (some.mask.sum()/g.mask.sum()).item()
+        div = (found['kl']*some.mask).sum()/some.mask.sum()
+        parts['kl'], stats['kl'] = share*(kl*div), share*div.item()
+    return parts, stats
 
 
 # %% ../../nbs/14a_stage2.ipynb #7641df95
@@ -135,20 +164,33 @@ def _sum_by_name(rows):
     return total
 
 def _gradient(loss, params, keep=False):
-    "The gradient as one vector"
-    grads = torch.autograd.grad(loss, params, retain_graph=keep, materialize_grads=True)
-    return torch.cat([g.flatten() for g in grads])
+    "The gradient of each parameter"
+    return list(torch.autograd.grad(loss, params, retain_graph=keep, materialize_grads=True))
 
 def _part_gradients(parts, params):
-    "part -> its gradient as one vector"
+    "part -> its gradient of each parameter"
     last = next(reversed(parts), None)
     return {k:_gradient(o, params, keep=k!=last) for k,o in parts.items()}
 
-def _with_gradient(value, params, grad):
-    "A loss of this value and this gradient"
-    flat = torch.cat([p.flatten() for p in params])
-    linear = (flat*grad).sum()
-    return value+(linear-linear.detach())
+def _add_to(total, found):
+    "Add gradients in place, by part"
+    for k,grads in found.items():
+        if k not in total: total[k] = [torch.zeros_like(g) for g in grads]
+        for whole,g in zip(total[k], grads): whole.add_(g)
+
+def _length(grads): return torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
+
+class _Given(torch.autograd.Function):
+    "A number whose gradient is given; asked for once"
+    @staticmethod
+    def forward(ctx, value, grads, *params):
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, scale):
+        grads, ctx.grads = ctx.grads, None
+        return None, None, *[g.mul_(scale) for g in grads]
 
 def _loss_by_parts(found, model, part_norm):
     "The loss from a few images at a time; each part's gradient clipped by itself, if asked"
@@ -156,10 +198,15 @@ def _loss_by_parts(found, model, part_norm):
     for parts,more in found:
         value = value+sum(o.detach() for o in parts.values())
         if not part_norm and parts: parts = dict(loss=sum(parts.values()))
-        grads = _sum_by_name([grads, _part_gradients(parts, params)])
+        _add_to(grads, _part_gradients(parts, params))
         stats = _sum_by_name([stats, more])
-    if part_norm: grads = {k:g*(part_norm/(g.norm()+1e-6)).clamp(max=1.) for k,g in grads.items()}
-    return _with_gradient(value, params, sum(grads.values())), stats
+    total = {}
+    for part in grads.values():
+        if part_norm:
+            shorter = (part_norm/(_length(part)+1e-6)).clamp(max=1.)
+            part = [g.mul_(shorter) for g in part]
+        _add_to(total, dict(all=part))
+    return _Given.apply(value, total['all'], *params), stats
 
 
 # %% ../../nbs/14a_stage2.ipynb #4ee6d614
@@ -172,7 +219,7 @@ def policy_step(
     n_samples:int=5, # captions sampled per image
     kl:float=.1, # coefficient of the divergence from the reference
     label_weight:float=.5, # coefficient of the labelled pairs' cross-entropy
-    label_batch:int=32, # labelled pairs per step
+    label_batch:int=32, # labelled pairs per step; 0: one for each image of the batch
     max_new_tokens:int=24, # longest caption
     objective:str='leave_one_out', # one of `objectives`
     temperature:float=1., # of the samples; the gradient is that of the policy which sampled
@@ -182,12 +229,12 @@ def policy_step(
 )->Callable: # a loss function for `fit`, of row numbers of `x`; its `parts` are for `GradientNoise`
     "Stage 2's loss by the policy gradient"
     taught = anchors(None, labelled, 0, label_weight=label_weight, label_batch=label_batch)
-    held = anchors(reference, None, kl, label_weight=0)
+    anchors(reference, None, kl, label_weight=0)      # refuses a divergence without a reference
     if objective=='preference' and reference is None:
         raise ValueError('Winners against losers need a reference: give frozen_copy(model)')
     if objective not in objectives:
         raise ValueError(f"There is no objective '{objective}'; objectives: {' '.join(objectives)}")
-    score = partial(_image_parts, held, reference, temperature=temperature, weight=reward_weight)
+    score = partial(_image_parts, reference, temperature=temperature, weight=reward_weight, kl=kl)
 
     def parts(model, rows, images=0):
         "(part -> loss, numbers) of some images at a time, and last of the labels; all add up"
@@ -210,7 +257,7 @@ def policy_step(
             yield found, stats|more
             stats = {}
         # 4) the labelled pairs
-        loss, _ = taught(0., {}, model, x=None, samples=None, logits=None)
+        loss, _ = taught(0., {}, model, x=None, samples=None, logits=None, images=len(xs))
         yield (dict(labels=loss) if label_weight else {}), {}
 
     def loss_fn(model, rows):
@@ -231,11 +278,16 @@ def caption_kl(
     *,
     max_new_tokens:int=24, # longest caption
     seed:int=0, # of the samples
+    batch_size:int=256, # captions at a time
 )->tuple[float,list[str]]: # nats per caption, and the samples it was measured on
     "Divergence from the reference policy over whole captions, one sample per image"
-    g = sample(model, x, 1, seed=seed, max_new_tokens=max_new_tokens)
-    per_token = kl_to_reference(*(m(x, g.tokens, g.mask) for m in (model, reference)), g.mask)
-    return (per_token*g.mask.sum()/len(x)).item(), g.text
+    g = sample(model, x, 1, seed=seed, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    total = 0.
+    for at in torch.arange(len(x), device=g.tokens.device).split(batch_size):
+        some, photos = g[at], x[at.to(x.device)]
+        both = [m.scores(photos, some.tokens, some.mask) for m in (model, reference)]
+        total = total+kl_to_reference(*both, some.mask)*some.mask.sum()
+    return (total/len(x)).item(), g.text
 
 # %% ../../nbs/14a_stage2.ipynb #cd320ab8
 class Trace:
@@ -278,10 +330,10 @@ def gradient_noise(
     params, grads, of_reward = _trainable(model), {}, []
     for parts,_ in step.parts(model, rows[:size*pieces], size):
         found = _part_gradients(parts, params)
-        grads = _sum_by_name([grads, found])
-        if 'reward' in found: of_reward.append(found['reward'])
+        if 'reward' in found: of_reward.append(torch.cat([g.flatten() for g in found['reward']]))
+        _add_to(grads, found)
     signal, noise = signal_and_noise(pieces*torch.stack(of_reward))
-    norms = {f'norm_{k}':g.norm().item() for k,g in grads.items()}
+    norms = {f'norm_{k}':_length(g).item() for k,g in grads.items()}
     return dict(**norms, signal2=signal, noise2=noise)
 
 class GradientNoise:
@@ -324,6 +376,7 @@ def train_policy(
     lr_lm:float=2e-4, # of the language model
     kl:float=.1, # coefficient of the divergence from the start
     label_weight:float=.5, # coefficient of the labelled pairs
+    label_batch:int=32, # labelled pairs per step; 0: one for each image of the batch
     max_new_tokens:int=24, # longest caption
     seed:int=0, # order of the images, and the samples
     hooks:Sequence[Callable]=(), # for `fit`
@@ -338,8 +391,9 @@ def train_policy(
     opt = optimiser(model, lr, lr_lm)
     ref = frozen_copy(model) if kl or objective=='preference' else None
     step = policy_step(x, reward, ref, labelled=labelled, n_samples=n_samples, kl=kl,
-                       label_weight=label_weight, max_new_tokens=max_new_tokens,
-                       objective=objective, temperature=temperature, reward_weight=reward_weight,
+                       label_weight=label_weight, label_batch=label_batch, objective=objective,
+                       max_new_tokens=max_new_tokens, temperature=temperature,
+                       reward_weight=reward_weight,
                        part_norm=part_norm, micro_batch=micro_batch)
     schedule = warmup_cosine(opt, n_steps, min(10, n_steps//5))
     loader = batches(len(x), batch_size, seed)

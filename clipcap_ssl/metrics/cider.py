@@ -7,7 +7,7 @@ __all__ = ['ngram_counts', 'CiderD']
 
 # %% ../../nbs/appendix/cider.ipynb #aadcc984
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +22,36 @@ def ngram_counts(
     ws = tokens.split()
     return [Counter(zip(*(ws[j:] for j in range(k)))) for k in range(1, n+1)]
 
-# %% ../../nbs/appendix/cider.ipynb #36a89a83
+# %% ../../nbs/appendix/cider.ipynb #2851095d
+_stride = 2**31   # more than there are words
+
+def _places(table, keys):
+    "Where keys are in a sorted table; those that are not in it get numbers behind its end"
+    at = np.searchsorted(table, keys)
+    found = at<len(table)
+    found[found] = table[at[found]]==keys[found]
+    at[~found] = len(table)+np.unique(keys[~found], return_inverse=True)[1]
+    return at
+
+def _next_keys(words, sentence, gram, n):
+    "Keys of all n-grams, given the numbers of the shorter ones that begin at the same places"
+    whole = sentence[:len(sentence)-n+1]==sentence[n-1:]            # it ends in the sentence it began in
+    keys = gram[:len(whole)]*_stride+words[n-1:]
+    return keys,whole
+
+# %% ../../nbs/appendix/cider.ipynb #6ebf5759
+def _counted(sentence, gram):
+    "Sentence, n-gram and count, each pair once; sorted by sentence, then by n-gram"
+    width = gram.max(initial=0)+1
+    pairs,count = np.unique(sentence*width+gram, return_counts=True)
+    return pairs//width,pairs%width,count
+
+def _ranges(start, length):
+    "The numbers from `start` on, `length` of them, one range after the other"
+    first = np.cumsum(length)-length
+    return np.repeat(start-first, length)+np.arange(length.sum())
+
+# %% ../../nbs/appendix/cider.ipynb #47cc5099
 class CiderD:
     "CIDEr-D with document frequencies that stay"
     def __init__(self,
@@ -33,54 +62,112 @@ class CiderD:
         sigma:float=6., # width of the length penalty, bigrams
     ):
         self.tokenize,self.n,self.sigma = tokenize,n,sigma
-        # 1) n-grams of all references
+        # 1) words of all references; one without a word is left out
         every = [c for cs in references.values() for c in cs]
-        at = dict(zip(every, join_words(every, tokenize)))              # Java starts once
-        counts = {}
-        for i,cs in references.items(): counts[i] = [ngram_counts(at[c], n) for c in cs if at[c]]
-        mute = [i for i,cs in counts.items() if not cs]
+        at = dict(zip(every, join_words(every, tokenize)))
+        spoken = {i:[at[c] for c in cs if at[c]] for i,cs in references.items()}
+        mute = [i for i,cs in spoken.items() if not cs]
         if mute: raise ValueError(f'CIDEr needs references: no word was said of {mute[:3]}')
-        if not counts: raise ValueError('CIDEr needs references: at least one image')
-        # 2) squared weights: an n-gram counts once per image
-        df = Counter()
-        for cs in counts.values(): df.update({g for c in cs for k in c for g in k})
-        self.n_images = len(references)
-        self.weight2 = {g:math.log(self.n_images/d)**2 for g,d in df.items()}
-        # 3) vectors
-        self.references = {i:[self._vector(c) for c in cs] for i,cs in counts.items()}
+        if not spoken: raise ValueError('CIDEr needs references: at least one image')
+        # 2) numbers of images, and of their references
+        self.images = {i:k for k,i in enumerate(spoken)}
+        self.n_references = np.array([len(cs) for cs in spoken.values()])
+        self._first = np.cumsum(self.n_references)-self.n_references
+        # 3) n-grams: tables, weights, norms and counts
+        self._words,self._tables,self._weight2 = {},[],[]
+        self._count_references([o for cs in spoken.values() for o in cs])
 
-    def _vector(self, counts):
-        "Counts, their norm for each length of n-gram, and the number of bigrams"
-        new = math.log(self.n_images)**2                                # of an n-gram no reference has
-        norms = []
-        for c in counts:
-            norms.append(math.sqrt(sum(k*k*self.weight2.get(g, new) for g,k in c.items())))
-        return counts,norms,sum(counts[1].values()) if self.n>1 else 0
+    def _number_words(self, sentences, learn=False):
+        "Numbers of all words, and the sentence of each; new words get new numbers"
+        known,split = self._words if learn else {},[o.split() for o in sentences]
+        lengths = np.array([len(ws) for ws in split], dtype=np.int64)
+        if not learn:
+            new = dict.fromkeys(w for ws in split for w in ws if w not in self._words)
+            known = {w:len(self._words)+k for k,w in enumerate(new)}
+            known = ChainMap(self._words, known) if new else self._words
+        else:
+            for ws in split:
+                for w in ws: known.setdefault(w, len(known))
+        words = np.fromiter((known[w] for ws in split for w in ws), np.int64, lengths.sum())
+        return words,np.repeat(np.arange(len(split)), lengths),lengths
 
-    def _one(self, vector, ref):
-        "Similarity of a caption and a reference, summed over lengths of n-grams"
-        cs,norms,bigrams = vector
-        rs,ref_norms,ref_bigrams = ref
-        total = 0
-        for c,r,c_norm,r_norm in zip(cs, rs, norms, ref_norms):
-            if not (c_norm and r_norm): continue
-            dot = sum(min(k, r[g])*r[g]*self.weight2[g] for g,k in c.items() if g in r)
-            total += dot/(c_norm*r_norm)
-        return total*math.exp(-(bigrams-ref_bigrams)**2/(2*self.sigma**2))
+    def _ngrams(self, words, sentence, learn=False):
+        "For n-grams of 1, 2, ... n words: sentence, n-gram and count"
+        gram = words
+        for n in range(1, self.n+1):
+            if n>1:
+                keys,whole = _next_keys(words, sentence, gram, n)
+                if learn: self._tables.append(np.unique(keys[whole]))
+                gram = np.zeros_like(keys)
+                gram[whole] = _places(self._tables[n-2], keys[whole])
+            else: whole = np.ones(len(words), dtype=bool)
+            yield _counted(sentence[:len(whole)][whole], gram[whole])
+
+    def _norms(self, n, sentence, gram, count, n_sentences):
+        "The length of the vector of each sentence"
+        weight2 = self._weight2[n]
+        rare = gram>=len(weight2)                                      # no reference has it
+        w2 = np.where(rare, math.log(len(self.images))**2, weight2[np.where(rare, 0, gram)])
+        return np.sqrt(np.bincount(sentence, count*count*w2, n_sentences))
+
+    def _count_references(self, sentences):
+        "Fill tables, weights, norms and counts"
+        words,sentence,lengths = self._number_words(sentences, learn=True)
+        self._bigrams = np.maximum(lengths-1, 0) if self.n>1 else 0*lengths
+        image = np.repeat(np.arange(len(self.images)), self.n_references)
+        self._norm,self._place,self._reference,self._count = [],[],[],[]
+        for n,(s,g,count) in enumerate(self._ngrams(words, sentence, learn=True)):
+            size = len(self._words) if n==0 else len(self._tables[n-1])
+            place = image[s]*size+g                                     # image, then n-gram
+            order = np.argsort(place, kind='stable')
+            # an n-gram counts once per image
+            frequency = np.bincount(np.unique(place)%size, minlength=size)
+            self._weight2.append(np.log(len(self.images)/frequency)**2)
+            self._norm.append(self._norms(n, s, g, count, len(sentences)))
+            self._place.append(place[order])
+            self._reference.append(s[order].astype(np.int32))
+            self._count.append(count[order].astype(np.int32))
+
+    def _products(self, n, grams, image, start):
+        "Number of a pair of caption and reference, and a summand of the equation's numerator"
+        caption,gram,count = grams
+        known = gram<len(self._weight2[n])
+        caption,gram,count = caption[known],gram[known],count[known]
+        # 1) the range of references of the caption's image that have the n-gram
+        place = image[caption]*len(self._weight2[n])+gram
+        low,high = (np.searchsorted(self._place[n], place, side) for side in ('left','right'))
+        times = high-low
+        at = _ranges(low, times)
+        # 2) min(c,r) r w^2, to be added up per pair
+        caption,gram,count = (np.repeat(o, times) for o in (caption, gram, count))
+        theirs = self._count[n][at]
+        pair = start[caption]+self._reference[n][at]-self._first[image[caption]]
+        return pair,np.minimum(count, theirs)*theirs*self._weight2[n][gram]
 
     def __call__(self,
         captions:Sequence[str], # captions to judge
         ids:Sequence[str], # the image of each
     )->Float[np.ndarray,'b']: # 0 to 10
         "CIDEr-D of every caption"
-        strange = [i for i in ids if i not in self.references]
+        strange = [i for i in ids if i not in self.images]
         if strange: raise ValueError(f'No references of {strange[:3]}')
         if len(captions)!=len(ids):
             raise ValueError(f'{len(captions)} captions for {len(ids)} images')
-        tokens = join_words(captions, self.tokenize)
-        vectors = {o:self._vector(ngram_counts(o, self.n)) for o in set(tokens)}
-        scores = []
-        for o,i in zip(tokens, ids):
-            similarities = [self._one(vectors[o], r) for r in self.references[i]]
-            scores.append(10*np.mean(similarities)/self.n)
-        return np.array(scores)
+        if not len(captions): return np.zeros(0)
+        # 1) pairs of a caption and a reference
+        image = np.array([self.images[i] for i in ids])
+        each = self.n_references[image]
+        start,caption = np.cumsum(each)-each,np.repeat(np.arange(len(ids)), each)
+        reference = _ranges(self._first[image], each)
+        # 2) their cosines, of which 0/0 is 0, summed over lengths of n-grams
+        words,sentence,lengths = self._number_words(join_words(captions, self.tokenize))
+        similarity = np.zeros(len(caption))
+        for n,grams in enumerate(self._ngrams(words, sentence)):
+            norm = self._norms(n, *grams, len(ids))[caption]*self._norm[n][reference]
+            dot = np.bincount(*self._products(n, grams, image, start), len(caption))
+            similarity += np.divide(dot, norm, out=np.zeros(len(dot)), where=norm>0)
+        # 3) the penalty for another length, and the mean over references
+        bigrams = np.maximum(lengths-1, 0) if self.n>1 else 0*lengths
+        gap = bigrams[caption]-self._bigrams[reference]
+        similarity *= np.exp(-gap**2/(2*self.sigma**2))
+        return 10/self.n*np.bincount(caption, similarity, len(ids))/each

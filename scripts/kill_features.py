@@ -4,8 +4,8 @@ Two parts, each counted in nbs/results/data/kill_features.json (see `--out`):
 
 1. `random`: SIGKILL at a random moment, from the start of the work to its end. The `fresh` ones are
    the command `clipcap_features` as a shell starts it, imports included.
-2. `operations`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...), at
-   every one of them, and in the middle of a write.
+2. `operations`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...):
+   at every one of them, and in the middle of a write.
 
 Each is started again until it ends. What has to come out is the store of the unbroken run: the same
 files, byte by byte, and no other."""

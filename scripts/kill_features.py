@@ -4,17 +4,17 @@ Two parts, each counted in nbs/results/data/kill_features.json (see `--out`):
 
 1. `random`: SIGKILL at a random moment, from the start of the work to its end. The `fresh` ones are
    the command `clipcap_features` as a shell starts it, imports included.
-2. `operations`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...), at
-   every one of them, and in the middle of a write.
+2. `operations`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...):
+   at every one of them, and in the middle of a write.
 
-Each is started again until it ends, once more killed half of the time. What has to come out is the
-store of the unbroken run: the same files, byte by byte, and no other."""
+Each is started again until it ends. What has to come out is the store of the unbroken run: the same
+files, byte by byte, and no other."""
 import os
 os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
-import random, signal, subprocess, sys, tempfile, time, warnings
+import random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from functools import partial
 from pathlib import Path
-from fastcore.script import call_parse
+from fastcore.script import Param, call_parse
 from kills import count, end, ended, forked, happening
 from store_bench import commit
 
@@ -66,9 +66,8 @@ def finish(start):
     raise SystemExit('three starts did not bring the work to its end')
 
 def random_kills(starts, place, wanted, *, n, fresh, rng):
-    "1. SIGKILL at random"
-    found = dict(trials=n, fresh=fresh, kills=0, in_time=0, equal=0, leftovers=0)
-    found['seconds_of_a_run'] = []
+    "1. SIGKILL at random; a store that was finished before the kill is begun anew"
+    found = dict(kills=0, too_late=0, fresh=fresh, equal=0, leftovers=0, seconds_of_a_run=[])
     for kind,trials in (('forked', n-fresh), ('command', fresh)):
         began = time.time()
         finish(partial(starts[kind], place/f'time-{kind}'))
@@ -77,9 +76,10 @@ def random_kills(starts, place, wanted, *, n, fresh, rng):
         for i in range(trials):
             out = place/f'{kind}-{i}'
             start = partial(starts[kind], out)
-            for _ in range(rng.choice((1, 2))):
-                found['kills'] += 1
-                found['in_time'] += killed(start, rng.uniform(0, took))
+            while not killed(start, rng.uniform(0, took)):
+                found['too_late'] += 1
+                shutil.rmtree(out)
+            found['kills'] += 1
             finish(start)
             verdict(found, out, wanted)
     return found
@@ -101,13 +101,15 @@ def kill_features(
     fresh:int=5, # of them made by the command, started anew
     photos:int=80, # photos of a store, in shards of 20
     seed:int=0, # of the photos and the moments
-    out:str='nbs/results/data/kill_features.json', # the result
+    out:str='nbs/results/data/kill_features.json', # the result; other parts stay in it
+    only:Param('random or operations; default: both', str, nargs='+')=None,
 ):
     "Kill the making of stores, and write what came of it"
-    from clipcap_ssl.core import write_json
+    from clipcap_ssl.core import read_json, write_json
     from clipcap_ssl.models.encoder import load_encoder
     warnings.simplefilter('ignore')
-    rng,encoder,found = random.Random(seed),load_encoder('toy'),{}
+    rng,encoder = random.Random(seed),load_encoder('toy')
+    found = read_json(out) if only and Path(out).is_file() else {}
     with tempfile.TemporaryDirectory() as d:
         d = Path(d).resolve()
         save_photos(d/'photos', photos, seed)
@@ -123,6 +125,7 @@ def kill_features(
         parts = dict(random=lambda here: random_kills(starts, here, wanted, **how),
                      operations=lambda here: every_operation(make_at, here, wanted))
         for name,part in parts.items():
+            if only and name not in only: continue
             (d/name).mkdir()
             found[name] = dict(part(d/name), commit=commit(), seed=seed)
             write_json(out, found)

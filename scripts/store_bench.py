@@ -200,8 +200,8 @@ def alone(call, *args, **kwargs):
 
 def synthetic_part(rows, seed, folder):
     "Times and memory of a tenth of the rows, thrice, and of all"
-    few = [alone(synthetic, rows//10, seed, tempfile.mkdtemp(dir=folder)) for _ in range(3)]
-    many = alone(synthetic, rows, seed, folder)
+    def once(n): return alone(synthetic, n, seed, tempfile.mkdtemp(dir=folder), rows=10_000)
+    few,many = [once(rows//10) for _ in range(3)],once(rows)
     def ratio(k): return round(many['make'][k]/statistics.median(o['make'][k] for o in few), 2)
     return dict(few=few, many=many, times_as_long=ratio('seconds'),
                 times_as_many_cpu_seconds=ratio('cpu_seconds'))
@@ -230,7 +230,7 @@ def store_bench(
         steps = dict(
             synthetic=lambda: synthetic_part(rows, seed, d),
             grid=lambda: grid_part(seed, d),
-            readers=lambda: alone(readers, 256, seed, d))
+            readers=lambda: alone(readers, 128, seed, d))
         if photos_from: steps['photos'] = of_photos
         for name,step in steps.items():
             if only and name not in only: continue

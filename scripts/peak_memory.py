@@ -7,7 +7,7 @@ Every measurement is a process of its own, since a peak cannot be taken back. 'p
 logits, reads a prefix again for each caption of a photo, and leaves activation functions as they are. 'saved' is what the package does by
 default. Two steps are taken: the optimiser's memory is there from the second on. A caption of
 random weights has no reason to end, so all are as long as they may be."""
-import argparse, json, platform, subprocess, sys, tempfile, time
+import argparse, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
 from clipcap_ssl.core import set_seed, write_json
@@ -99,7 +99,9 @@ def main():
     for route,way in everything:
         same = [f'--{k}={v}' for k,v in sizes.items() if k!='small']+['--small']*a.small
         command = [sys.executable, __file__, route, way, *same, '--device', a.device]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        # every tensor of a megabyte goes back to the system when it is freed
+        env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='1000000')
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
         if said.returncode:
             print(f'{route} {way}: failed with status {said.returncode}', file=sys.stderr)
             continue

@@ -4,9 +4,10 @@
     python scripts/peak_memory.py policy saved    # one, printed as JSON
 
 Every measurement is a process of its own, since a peak cannot be taken back. 'plain' keeps all
-logits, reads a prefix again for each caption of a photo, and leaves activation functions as they are. 'saved' is what the package does by
-default. Two steps are taken: the optimiser's memory is there from the second on. A caption of
-random weights has no reason to end, so all are as long as they may be."""
+logits, reads a prefix again for each caption of a photo, and leaves activation functions as they
+are. 'saved' is what the package does by default. Two steps are taken: the optimiser's memory is
+there from the second on. A caption of random weights has no reason to end, so all are as long as
+they may be. The plain way takes 16 GB."""
 import argparse, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch

@@ -6,8 +6,8 @@
 __all__ = ['dtypes', 'Shard', 'cut_shards', 'TarPhotos', 'tar_shards', 'embed_store', 'merge_store', 'read_store',
            'find_features', 'stored_features', 'find_photos', 'clipcap_features']
 
-# %% ../../nbs/appendix/store.ipynb #4b51da36
-import hashlib, re, sys, tarfile
+# %% ../../nbs/appendix/store.ipynb #84e07e6c
+import hashlib, re, sys, tarfile, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -215,10 +215,9 @@ def _shards(photos, rows):
     "Photos in shards; tar files are shards already"
     return photos if isinstance(photos, list) else cut_shards(photos, rows)
 
-def _rows_per_shard(photos, n, grid):
-    "By default 10,000 photos, 2,000 with their grids, and fewer if `n` processes are to have work"
-    if isinstance(photos, list): return 0
-    return max(min(2_000 if grid else 10_000, -(-len(photos)//n)), 1)
+def _rows_per_shard(photos, n):
+    "By default 2,000 photos, and fewer if all of `n` processes are to have work; 0 for tar files"
+    return 0 if isinstance(photos, list) else min(2_000, -(-len(photos)//n))
 
 def _quiet(_): pass
 
@@ -228,7 +227,7 @@ def embed_store(
     out:str|Path, # folder of the store
     *,
     share:str='1/1', # which part of the shards, such as 2/8
-    rows:int=None, # photos per shard; None: as in the folder's plan, else 10,000, or 2,000 with grids
+    rows:int=None, # photos per shard; None: as in the folder's plan, else 2,000
     grid:bool=False, # patches too, as `encode_grid` gives them?
     dtype:str='float32', # of the vectors in files, one of `dtypes`
     batch_size:int=64, # photos at a time
@@ -241,7 +240,7 @@ def embed_store(
     (i,n),out = _share(share),Path(out)
     if not len(photos): raise ValueError('there are no photos to embed')
     clear_asides(out)
-    asked = _rows_per_shard(photos, n, grid) if rows is None else rows
+    asked = _rows_per_shard(photos, n) if rows is None else rows
     plan = _agree(out, _plan(encoder, asked, grid=grid, dtype=dtype))
     if rows not in (None, plan['rows']):
         raise ValueError(f"{out} has {plan['rows']} photos per shard, not {rows}")
@@ -285,9 +284,9 @@ def merge_store(
               for o,a in zip(shards, about)]
     return write_json(out/'store.json', dict(plan, shards=listed))
 
-# %% ../../nbs/appendix/store.ipynb #ca04d43d
+# %% ../../nbs/appendix/store.ipynb #66ddaf49
 def _open_store(out, check):
-    "Encoder, rows as (name, stamp, hash of the content) and vectors of a store"
+    "What store.json says, rows as (name, stamp, hash of the content), and vectors"
     import torch
     from clipcap_ssl.data.features import read_features
     if not (out/'store.json').is_file():
@@ -304,7 +303,7 @@ def _open_store(out, check):
         rows += found
         if len(x): parts.append(x)
     if not parts: raise ValueError(f'{out} has no rows: none of its photos could be read')
-    return about['encoder'],rows,parts
+    return about,rows,parts
 
 def read_store(
     out:str|Path, # folder of a store
@@ -314,9 +313,9 @@ def read_store(
 ): # `Features` whose `x` are `Rows`
     "The features of a store; vectors are read when a batch asks for them"
     from clipcap_ssl.data.features import Features, Rows
-    encoder,rows,parts = _open_store(Path(out), check)
-    contents = {o:content for o,_,content in rows}
-    return Features([o for o,*_ in rows], Rows(parts, device=device), encoder, contents=contents)
+    about,rows,parts = _open_store(Path(out), check)
+    contents,x = {o:content for o,_,content in rows},Rows(parts, device=device)
+    return Features([o for o,*_ in rows], x, about['encoder'], contents=contents)
 
 # %% ../../nbs/appendix/store.ipynb #c8fcf76d
 def find_features(
@@ -324,49 +323,69 @@ def find_features(
     ds:Captioned, # photos whose features are wanted
     encoder, # the `ImageTextEncoder` that must have made them
     *,
+    grid:bool=False, # with patches?
+    stay:bool=None, # leave vectors in their files, as `Rows`? None: grids do
     check:bool=True, # compare every file with its checksum?
-): # `Features` of the photos that the store has, in the order of `ds`; their `x` are `Rows`
+): # `Features` of the photos that the store has, in the order of `ds`
     "The features of some photos out of a store that may have more"
     from clipcap_ssl.data.features import Features, Rows
-    made_by,rows,parts = _open_store(Path(out), check)
-    if made_by!=encoder.hash:
-        raise ValueError(f'{out} is a store of another encoder, {made_by} and not {encoder.hash}')
+    # 1) is it the right store?
+    about,rows,parts = _open_store(Path(out), check)
+    wanted = dict(encoder=encoder.hash, grid=grid)
+    for k in wanted:
+        if about[k]!=wanted[k]:
+            raise ValueError(f'{out} is a store of another {k}, {about[k]} and not {wanted[k]}')
+    # 2) rows of the same name and stamp
     at = {(o,stamp):i for i,(o,stamp,_) in enumerate(rows)}
     found = {o:at.get((o,ds.stamp(i))) for i,o in enumerate(ds.ids)}
     ids = [o for o,i in found.items() if i is not None]
     if not ids: raise ValueError(f'{out} has none of the photos, under the names and stamps '
                                  'that they have now: run clipcap_features again')
+    if len(ids)<len(ds):
+        first = next(o for o,i in found.items() if i is None)
+        warnings.warn(f'{len(ds)-len(ids)} of {len(ds)} photos are left out, first {first}: they '
+                      f'could not be read for {out}, or were replaced since')
+    # 3) their vectors
     x = Rows(parts, [found[o] for o in ids], device=getattr(encoder, 'device', 'cpu'))
-    return Features(ids, x, made_by, contents={o:rows[found[o]][2] for o in ids})
+    stay = grid if stay is None else stay
+    contents = {o:rows[found[o]][2] for o in ids}
+    return Features(ids, x if stay else x[:], about['encoder'], contents=contents)
 
 def stored_features(
     encoder, # an `ImageTextEncoder`
     ds:Captioned, # photos
     out:str|Path, # folder of their store
-    **how, # for `embed_store`: grid, dtype, verify and others
-): # `Features` of every photo that could be opened; their `x` are `Rows`
+    *,
+    grid:bool=False, # patches too?
+    stay:bool=None, # leave vectors in their files, as `Rows`? None: grids do
+    **how, # for `embed_store`: rows, dtype, verify and others
+): # `Features` of every photo that could be opened
     "`encode_dataset` for what does not fit into memory: a store is made if need be, and read"
-    embed_store(encoder, ds, out, **how)
+    embed_store(encoder, ds, out, grid=grid, **how)
     merge_store(out, ds)
-    return find_features(out, ds, encoder, check=False)    # they have just been checked
+    return find_features(out, ds, encoder, grid=grid, stay=stay, check=False) # it was just checked
 
-# %% ../../nbs/appendix/store.ipynb #e87ae9a2
+# %% ../../nbs/appendix/store.ipynb #472515b4
+def _bare(folder, names):
+    "Photos that nobody has captioned"
+    ids,files = [whole_text(o) for o in names],[folder/o for o in names]
+    return Captioned(ids, [()]*len(ids), lambda i: open_rgb(files[i]),
+                     stamp=lambda i: file_stamp(files[i]))
+
 def find_photos(
     data:str|Path, # a folder of photos, 'coco:FOLDER', a folder of tar files, or one tar file
     manifest:str=None, # read this file in the folder, such as unlabelled.jsonl
 )->Captioned|list[Shard]: # a data set, or tar files as shards
     "The photos of a folder or of tar files"
     folder = data_folder(data)
-    tars = [folder] if folder.suffix=='.tar' else sorted(folder.glob('*.tar'))
-    if folder.is_file() and not tars: raise ValueError(f'{folder} is no folder and no tar file')
-    if tars and not manifest: return tar_shards(tars)
+    if folder.suffix=='.tar' and folder.is_file(): return tar_shards([folder])
+    if folder.is_file(): raise ValueError(f'{folder} is no folder and no tar file')
     try: return CaptionFolder(data, manifest=manifest)
-    except FileNotFoundError as e:
-        rows = read_beside(folder) if folder.is_dir() and not manifest else []
-        if not rows: raise FileNotFoundError(f'{e}. Or give photos, or tar files') from None
-    files = [folder/o.file for o in rows]
-    return Captioned([whole_text(o.file) for o in rows], [()]*len(rows),
-                     lambda i: open_rgb(files[i]), stamp=lambda i: file_stamp(files[i]))
+    except FileNotFoundError as e: lacks = str(e)
+    if folder.is_dir() and not manifest:
+        if tars := sorted(folder.glob('*.tar')): return tar_shards(tars)
+        if rows := read_beside(folder): return _bare(folder, [o.file for o in rows])
+    raise FileNotFoundError(f'{lacks}. Or give photos alone, or tar files')
 
 def _load(encoder, device):
     "An encoder by name, or by folder"
@@ -404,7 +423,7 @@ def clipcap_features(
     verify:bool=False, # Embed nothing: check all shards; status 1 if one is wrong
     grid:bool=False, # Vectors of every patch, too (for mapper=grid)
     dtype:str='float32', # Number format in files: float32, float16 or bfloat16 (half the space)
-    rows:int=None, # Photos per shard; default: 10,000, or 2,000 with --grid. A tar file is one shard
+    rows:int=None, # Photos per shard, which a stop may cost; default: 2,000. A tar file is one shard
     manifest:str=None, # Read this file in the data folder, such as unlabelled.jsonl
     batch:int=64, # Photos per step of the encoder
     workers:int=2, # Threads that open photos while the encoder works
@@ -425,7 +444,10 @@ def clipcap_features(
         with stoppable(f'finished shards are kept in {folder}: the same command goes on'):
             embed_store(made_by, photos, folder, share=shard, rows=rows, grid=grid, dtype=dtype,
                         batch_size=batch, workers=workers, say=_to_stderr)
-    if verify or _share(shard)[1]>1 and not merge: return
+    if verify: return
+    if _share(shard)[1]>1 and not merge:
+        how = f'clipcap_features {data} --out {folder} --merge'
+        return _to_stderr(f'when all shares are done: {how}')
     merge_store(folder, photos)
     print(_summary(folder))
 

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from .words import split_words, words
 from ..models.encoder import ImageTextEncoder
-from ..models.lm import (
-    PreTrainedModel, PreTrainedTokenizerBase, special_tokens, token_logprobs, tokenize_captions)
+from clipcap_ssl.models.lm import (
+    PreTrainedModel, PreTrainedTokenizerBase, scores, special_tokens, token_logprobs,
+    tokenize_captions)
 
 # %% ../../nbs/appendix/wording.ipynb #a768a6d2
 function_words = frozenset('''a an the this that these those some any each every all both no not
@@ -144,8 +145,8 @@ def text_logprob(
         tokens,mask = (o.to(lm.device) for o in tokenize_captions(tokenizer, batch, max_length))
         shifted = torch.cat([torch.full_like(tokens[:,:1], start), tokens[:,:-1]], 1)
         every = torch.ones_like(shifted)            # all are read: the padding is at the end
-        logits = lm(shifted, attention_mask=every).logits                   # b t v
-        logprobs.append((token_logprobs(logits, tokens)*mask).sum(1))
+        logits = scores(lm, tokens.shape[1], input_ids=shifted, attention_mask=every)
+        logprobs.append((token_logprobs(logits, tokens, mask)*mask).sum(1))
         lengths.append(mask.sum(1).float())
     return torch.cat(logprobs),torch.cat(lengths)
 

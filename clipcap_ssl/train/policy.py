@@ -330,7 +330,8 @@ def gradient_noise(
     params, grads, of_reward = _trainable(model), {}, []
     for parts,_ in step.parts(model, rows[:size*pieces], size):
         found = _part_gradients(parts, params)
-        if 'reward' in found: of_reward.append(torch.cat([g.flatten() for g in found['reward']]))
+        if 'reward' in found:
+            of_reward.append(torch.cat([g.flatten() for g in found['reward']]))
         _add_to(grads, found)
     signal, noise = signal_and_noise(pieces*torch.stack(of_reward))
     norms = {f'norm_{k}':_length(g).item() for k,g in grads.items()}

@@ -243,6 +243,54 @@ def start_help(p):
             'try: clipcap_train()\nexcept SystemExit: pass')
     return {'imports first, then argparse': (started(plain), 1), 'ours': (started(ours), 1)}
 
+# ---- growth: the same job at several sizes; a variant's name is its size
+
+def sizes(p, quick, whole):
+    "Sizes to try"
+    return quick if p.quick else whole
+
+def grow_labels(p):
+    "Labelled pairs made ready for training: tokens and features"
+    from clipcap_ssl.data.base import Captioned
+    from clipcap_ssl.data.features import Features
+    from clipcap_ssl.train.supervised import labelled_pairs
+    said = texts_of(30_000)
+    def ready(n):
+        ids = [str(i) for i in range(n)]
+        ds = Captioned(ids, [[o] for o in said[:n]], lambda i: None)
+        feats = Features(ids, p.x.repeat(n//32+1, 1)[:n], '')
+        return lambda: labelled_pairs(ds, [(i,0) for i in range(n)], feats, p.model)
+    return {str(n):(ready(n), 1) for n in sizes(p, (100,300), (1000,3000,10_000,30_000))}
+
+def grow_photos(p):
+    "Expert iteration's choice: two captions per photo, every photo compared with every caption"
+    import torch
+    from clipcap_ssl.train.expert import pool_bias, select_captions
+    def choice(n):
+        x,y = (torch.nn.functional.normalize(torch.randn(o, 512), dim=-1) for o in (n, 2*n))
+        def run():
+            bias = pool_bias(x, y, torch.zeros(2*n), scale=100.)
+            select_captions(x, y, bias, scale=100.)
+        return run
+    return {str(n):(choice(n), 1) for n in sizes(p, (200,400), (1000,2000,4000,8000))}
+
+def grow_samples(p):
+    "A step of the policy gradient on two photos, by samples per photo"
+    from clipcap_ssl.rewards.reward import clip_reward
+    from clipcap_ssl.train.policy import train_policy
+    for o in p.model.parameters(): o.requires_grad_(True)
+    def step(n):
+        return lambda: train_policy(p.model, p.x[:2], clip_reward(p.encoder), n_steps=1,
+            batch_size=2, n_samples=n, lr=1e-6, lr_lm=1e-6, label_weight=0,
+            max_new_tokens=p.n_tokens)
+    return {str(n):(step(n), 1) for n in sizes(p, (2,4), (2,4,8,16))}
+
+def grow_lengths(p):
+    "Greedy captions of eight photos, by tokens"
+    from clipcap_ssl.models.generate import greedy
+    def write(n): return lambda: greedy(p.model, p.x[:8], max_new_tokens=n)
+    return {str(n):(write(n), 1) for n in sizes(p, (4,8), (5,10,20,40,80))}
+
 # job -> (variants, unit, against which baselines, by how much: the goals)
 jobs = dict(
     image_embedding=(image_embedding, 'images', {'one at a time': (1.2, 2.3)}),
@@ -256,9 +304,11 @@ jobs = dict(
     cider_corpus=(cider_corpus, 'captions', {'pycocoevalcap': (2.5, None)}),
     cider_reward=(cider_reward, 'steps', {'pycocoevalcap': (15, None)}),
     start_import=(start_import, 'starts', {}),
-    start_help=(start_help, 'starts', {}))
+    start_help=(start_help, 'starts', {}),
+    grow_labels=(grow_labels, 'runs', {}), grow_photos=(grow_photos, 'runs', {}),
+    grow_samples=(grow_samples, 'runs', {}), grow_lengths=(grow_lengths, 'runs', {}))
 seconds_goals = dict(start_import=2., start_help=1.)
-needs_no_models = ('cider_corpus','cider_reward','start_import','start_help')
+needs_no_models = ('cider_corpus','cider_reward','start_import','start_help','grow_photos')
 
 # ---- measuring
 

@@ -23,7 +23,7 @@ def embed_texts_padded(encoder, tokenizer, texts):
 # ---- stage 1
 
 def pad_to_corpus(tokens, mask, k):
-    "Captions padded with 0 to mean and ten standard deviations of the corpus, and a mask with the prefix"
+    "Captions padded to mean and ten standard deviations of the corpus; a mask with the prefix"
     lengths = mask.sum(1).float()
     longest = min(int(lengths.mean()+10*lengths.std()), int(lengths.max()))
     tokens = tokens[:,:longest].masked_fill(~mask[:,:longest], 0)
@@ -35,7 +35,7 @@ def all_logits(mapper, lm, x, tokens, mask):
     return lm(inputs_embeds=h, attention_mask=mask).logits
 
 def train_prefix(mapper, lm, x, tokens, mask, n_steps, batch, lr=2e-5):
-    "ClipCap's `--only_prefix`: the optimiser knows the mapper alone, the gradients are of everything"
+    "ClipCap's `--only_prefix`: the optimiser has the mapper alone, gradients are of everything"
     opt,k = torch.optim.AdamW(mapper.parameters(), lr=lr),mask.shape[1]-tokens.shape[1]
     for step in range(n_steps):
         at = torch.arange(step*batch, (step+1)*batch)%len(x)
@@ -55,7 +55,7 @@ def greedy_one(lm, prefix, n_tokens, end):
     h,said = prefix,[]
     for _ in range(n_tokens):
         logits = lm(inputs_embeds=h, use_cache=False).logits[:,-1]
-        ordered,_ = logits.sort(descending=True)            # the top-p rule, which greedy does not need
+        ordered,_ = logits.sort(descending=True)      # the top-p rule, which greedy needs not
         ordered.softmax(-1).cumsum(-1)
         token = logits.argmax(-1, keepdim=True)
         said.append(token.item())

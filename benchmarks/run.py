@@ -237,7 +237,8 @@ def start_import(p):
 
 def start_help(p):
     "CPU seconds of `clipcap_train --help`"
-    plain = 'import torch, transformers, open_clip, argparse\nargparse.ArgumentParser().print_help()'
+    plain = ('import torch, transformers, open_clip, argparse\n'
+             'argparse.ArgumentParser().print_help()')
     ours = ("import sys\nsys.argv = ['clipcap_train','--help']\n"
             'from clipcap_ssl.pipeline.cli import clipcap_train\n'
             'try: clipcap_train()\nexcept SystemExit: pass')

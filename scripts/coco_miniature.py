@@ -89,9 +89,11 @@ def machine():
 def commit():
     "The commit of this checkout, with + if files differ from it"
     def git(*args):
-        found = subprocess.run(['git', *args], capture_output=True, text=True)
+        found = subprocess.run(['git', '-C', Path(__file__).parent, *args], capture_output=True,
+                               text=True)
         return found.stdout.strip() if found.returncode==0 else ''
-    return git('rev-parse', '--short=12', 'HEAD')+('+' if git('status', '--porcelain', '-uno') else '')
+    changed = '+' if git('status', '--porcelain', '-uno') else ''
+    return git('rev-parse', '--short=12', 'HEAD')+changed
 
 def main():
     as_written = argparse.RawDescriptionHelpFormatter

@@ -226,19 +226,24 @@ def cider_reward(p):
 
 def started(code):
     "Run Python once"
-    def run(): subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
+    path = os.pathsep.join(filter(None, [str(top), os.environ.get('PYTHONPATH')]))
+    def run():
+        subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL,
+                       env=os.environ | dict(PYTHONPATH=path))
     return run
+
+plain_imports = ('from clipcap_ssl.core import ensure_torchvision\nensure_torchvision()\n'
+                 'import torch, open_clip\nfrom transformers import GPT2LMHeadModel, GPT2Tokenizer')
 
 def start_import(p):
     "CPU seconds until the package can work"
-    plain = 'import torch, transformers, open_clip'
     ours = 'from clipcap_ssl import Captioner, load_encoder, load_config, run, evaluate'
-    return {plain: (started(plain), 1), 'ours': (started(ours), 1)}
+    return {'torch, open_clip and transformers': (started(plain_imports), 1),
+            'ours': (started(ours), 1)}
 
 def start_help(p):
     "CPU seconds of `clipcap_train --help`"
-    plain = ('import torch, transformers, open_clip, argparse\n'
-             'argparse.ArgumentParser().print_help()')
+    plain = plain_imports+'\nimport argparse\nargparse.ArgumentParser().print_help()'
     ours = ("import sys\nsys.argv = ['clipcap_train','--help']\n"
             'from clipcap_ssl.pipeline.cli import clipcap_train\n'
             'try: clipcap_train()\nexcept SystemExit: pass')

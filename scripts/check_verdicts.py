@@ -1,0 +1,111 @@
+"Does the verdict of clipcap_check foretell what stage 2 does? Encoders from good to random on drawn scenes, grey scenes and photos. `--help` says how."
+import json, random, shutil
+from pathlib import Path
+import numpy as np, torch
+from fastcore.script import call_parse
+from safetensors.torch import load_file, save_file
+from clipcap_ssl.core import asset_path, read_json, write_json, write_lines
+from clipcap_ssl.data.scenes import ToyScenes
+from clipcap_ssl.metrics.intervals import Interval, paired_difference
+from clipcap_ssl.models.encoder import load_encoder
+from clipcap_ssl.pipeline.check import Sight, encoder_sight, labelled_photos, verdict
+from clipcap_ssl.pipeline.config import load_config
+from clipcap_ssl.pipeline.experiment import run
+from clipcap_ssl.pipeline.setup import plan_parts
+
+small = dict(n_train=0, n_test=200, n_pairs=150, n_dev_pairs=30, steps=200, expert_rounds=2, expert_steps=100, expert_samples=3, expert_null=500, rows='stage1,stage2_expert', keep='stage2_expert')
+
+# ---- data and encoders
+
+def draw_folder(folder, grey, n_train=600, n_test=200):
+    "Drawn scenes as a folder of PNG files, one caption of each training scene, five of each test scene; `grey` takes the colours away"
+    if (folder/'captions.jsonl').is_file(): return folder
+    (folder/'images').mkdir(parents=True, exist_ok=True)
+    rows = []
+    for split,n,seed,m in (('train', n_train, 31, 1), ('test', n_test, 32, 5)):
+        ds = ToyScenes(n, seed, n_captions=m)
+        for i,name in enumerate(ds.ids):
+            image = ds.image(i)
+            (image.convert('L').convert('RGB') if grey else image).save(folder/'images'/f'{name}.png')
+            rows.append(dict(file=f'images/{name}.png', split=split, captions=list(ds.captions[i])))
+    write_lines(folder/'captions.jsonl', rows)
+    return folder
+
+def photo_folder(folder, photos, unknown, n_train=300, n_test=100):
+    "Photos of a folder with captions that the encoder has not seen, by links, one caption of each training photo"
+    if (folder/'captions.jsonl').is_file(): return folder
+    folder.mkdir(parents=True)
+    for o in photos.iterdir():
+        if o.is_dir(): (folder/o.name).symlink_to(o.resolve())
+    rows = [json.loads(o) for o in (photos/'captions.jsonl').read_text(encoding='utf-8').splitlines()]
+    rng,kept = random.Random(0),[]
+    rng.shuffle(rows)
+    for split,n,m in (('train', n_train, 1), ('test', n_test, 5)):
+        of_split = [o for o in rows if o['split']==split and (split=='test' or o['file'] in unknown)]
+        kept += [dict(o, captions=o['captions'][:m]) for o in of_split[:n]]
+    write_lines(folder/'captions.jsonl', kept)
+    return folder
+
+def weaken(folder, out, noise):
+    "A copy of an encoder's folder: to each matrix noise is added, `noise` standard deviations of its own entries long"
+    if (out/'open_clip_model.safetensors').is_file(): return out
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns('*.safetensors', 'LICENSE', 'README.md', 'trained_on.json'))
+    g = torch.Generator().manual_seed(0)
+    state = load_file(folder/'open_clip_model.safetensors')
+    for k,v in state.items():
+        if v.ndim>1 and v.is_floating_point(): state[k] = (v.float()+noise*v.float().std()*torch.randn(v.shape, generator=g)).to(v.dtype)
+    save_file(state, out/'open_clip_model.safetensors')
+    return out
+
+# ---- one set-up
+
+def outcome(cfg, out):
+    "What stage 2 did: CIDEr of both rows and their paired difference"
+    if not (out/'scores.json').is_file(): run(cfg, out)
+    rows,each = read_json(out/'scores.json')['rows'],read_json(out/'each.json')
+    a,b = (np.array(each[r]['cider'], dtype=float) for r in ('stage2_expert','stage1'))
+    d = paired_difference(a, b)
+    return dict(stage1=round(rows['stage1']['cider'], 4), stage2=round(rows['stage2_expert']['cider'], 4), difference=[round(float(o), 4) for o in d])
+
+def foretold(cfg, file):
+    "What the check says, and what it measured"
+    plan = plan_parts(cfg)
+    if not file.is_file(): write_json(file, encoder_sight(load_encoder(cfg.encoder), labelled_photos(plan)).as_dict())
+    sight = read_json(file)
+    said = verdict(Sight(**{k: Interval(*o) if isinstance(o, list) else o for k,o in sight.items()}), len({i for i,_ in plan.labels_to_train}), len(plan.plain))
+    return dict(sight=sight, verdict=said[0])
+
+@call_parse
+def main(
+    work:Path=Path('check_verdicts'), # Folder for data, encoders and runs; what is there is used again
+    photos:Path=None, # Folder of photos with captions.jsonl (train, test), for the set-ups on photos
+    world:Path=None, # Folder of scripts/photo_world.py with encoder, judge and lm for them
+    only:str='', # Only set-ups whose name begins so
+    runs_only:bool=False, # Train, and say nothing of verdicts
+    done:bool=False, # Train nothing: only set-ups whose run is there
+    out:Path=Path('nbs/results/data/check_verdicts.json'), # Where the account goes
+):
+    "Train stage 1 and stage 2 in every set-up, and compare what clipcap_check says before with what stage 2 then does"
+    toy = asset_path('toy')
+    encoders = {'good': toy} | {k: weaken(toy, work/f'toy-{k}', s) for k,s in dict(fair=.2, weak=.35, poor=.5, random=3.).items()}
+    setups = {}
+    for domain,grey in (('scenes', False), ('grey', True)):
+        data = draw_folder(work/domain, grey)
+        for k,folder in encoders.items():
+            if grey and k!='good': continue      # it is blind to these already
+            setups[f'{domain}-{k}'] = load_config('scenes', **small, data=str(data), encoder=f'open_clip:{folder}')
+    if photos and world:
+        R = set(read_json(world/'splits.json')['R'])
+        data = photo_folder(work/'photos', photos, R)
+        lm = dict(lm=str(world/'lm'), judge=f'open_clip:{world}/judge')
+        for k,s in dict(good=0, random=3.).items():
+            folder = weaken(world/'encoder', work/f'photo-{k}', s)
+            setups[f'photos-{k}'] = load_config('photos_small', **small, **lm, n_dev=0, data=str(data), encoder=f'open_clip:{folder}')
+    found = {}
+    for name,cfg in setups.items():
+        if not name.startswith(only) or done and not (work/'runs'/name/'scores.json').is_file(): continue
+        o = outcome(cfg, work/'runs'/name)
+        if not runs_only: o = foretold(cfg, work/'sights'/f'{name}.json')|dict(outcome=o)
+        found[name] = o
+        print(name, json.dumps(o), flush=True)
+    if not runs_only: write_json(out, dict(settings=small, setups=found))

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PhotoRow', 'whole_text', 'read_json_lines', 'read_table', 'read_coco', 'read_flickr', 'read_beside', 'data_folder',
-           'read_rows']
+           'read_rows', 'write_coco']
 
 # %% ../../nbs/appendix/captions.ipynb #b686020b
-import csv, io, os, re
+import csv, io, os, re, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
+from PIL import Image
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, FailFast, Field
 from typing_extensions import NotRequired, TypedDict
+from ..core import write_bytes, write_json
 from ..documents import Name, checked, parse_json, read_utf8
 
 # %% ../../nbs/appendix/captions.ipynb #ed795321
@@ -147,7 +149,7 @@ class _Annotation(TypedDict):
 class _Coco(TypedDict):
     "COCO's own file"
     images:Annotated[list[_Image], FailFast()]
-    annotations:Annotated[list[_Annotation], FailFast()]
+    annotations:NotRequired[Annotated[list[_Annotation], FailFast()]]
 
 class _Sentence(TypedDict):
     "A caption of Karpathy's file"
@@ -175,9 +177,15 @@ def read_coco(
     data = parse_json(read_utf8(path), path)
     if not isinstance(data, dict) or 'images' not in data:
         raise ValueError(f"{path} has no list of images: it is neither COCO's file nor Karpathy's")
-    if 'annotations' in data: return _coco_rows(checked(data, _Coco, path), path, prefix, split)
+    if not _is_karpathy(data): return _coco_rows(checked(data, _Coco, path), path, prefix, split)
     images = checked(data, _Karpathy, path)['images']
     return [_karpathy_row(o, f'{path}: images[{n}]') for n,o in enumerate(images)]
+
+def _is_karpathy(data):
+    "Is it Karpathy's file? Its images carry their captions; COCO's have a `file_name`"
+    images = data['images']
+    first = images[0] if isinstance(images, list) and images else {}
+    return 'annotations' not in data and not (isinstance(first, dict) and 'file_name' in first)
 
 def _coco_rows(data, path, prefix, split):
     "COCO's images, each with its captions"
@@ -186,7 +194,7 @@ def _coco_rows(data, path, prefix, split):
         where = f'{path}: images[{n}]'
         if o['id'] in rows: raise ValueError(f'{where}: the id {o["id"]!r} comes twice')
         rows[o['id']] = PhotoRow(prefix+o['file_name'], [], split, None, where)
-    for n,o in enumerate(data['annotations']):
+    for n,o in enumerate(data.get('annotations', [])):
         row = rows.get(o['image_id'])
         if row is None:
             where = f'{path}: annotations[{n}]'
@@ -266,8 +274,8 @@ def _formats(folder):
     "What a folder could be read as: name of the format, and a function that reads it"
     if p := _one(folder, ['captions.jsonl']): yield 'JSON lines', lambda: read_json_lines(p)
     if p := _one(folder, ['captions.csv','captions.tsv']): yield 'table', lambda: read_table(p)
-    if found := _files(folder, 'dataset*.json', holds='"images"'):
-        yield 'Karpathy', lambda: _placed(folder, read_coco(found[0]))
+    if found := _files(folder, 'dataset*.json', 'annotations/dataset*.json', holds='"images"'):
+        yield 'Karpathy', lambda: _read_karpathy(folder, found)
     if found := _files(folder, 'annotations/captions_*.json', 'captions_*.json'):
         yield 'COCO', lambda: _read_coco_parts(folder, found)
     manifests = 'metadata.jsonl','metadata.csv','*/metadata.jsonl','*/metadata.csv'
@@ -286,15 +294,54 @@ def _placed(folder, rows, folders=('','images/')):
     for o in rows: o.id,o.file = o.id or o.file,prefix+o.file
     return rows
 
+def _read_karpathy(folder, paths):
+    "Karpathy's file; of several, COCO's"
+    path = next((o for o in paths if o.name=='dataset_coco.json'), paths[0])
+    return _with_2017(folder, _placed(folder, read_coco(path)))
+
+_year_2014 = re.compile(r'(?:.*/)?COCO_(?:train|val)2014_(\d{12}\.jpg)')
+
+def _with_2017(folder, rows):
+    "Karpathy's rows, which name the photos of 2014, where only the photos of 2017 are there"
+    if not rows or os.path.exists(folder/rows[0].file): return rows
+    parts = [o for o in ('train2017','val2017','images/train2017','images/val2017')
+             if (folder/o).is_dir()]
+    at = {name:f'{o}/{name}' for o in parts for name in os.listdir(folder/o)}
+    for o in rows:
+        found = _year_2014.fullmatch(o.file)
+        if found and found[1] in at: o.file = at[found[1]]
+    return rows
+
+def _coco_places(folder, path):
+    "Where the photos of one of COCO's own files may lie"
+    part = path.stem.partition('_')[2].removeprefix('info_')   # captions_ or image_info_
+    return part,(f'{part}/',f'images/{part}/','images/','')
+
+def _with_photos(folder, paths):
+    "COCO's files of the years whose photos are there; all, if none are"
+    def there(path):
+        part,_ = _coco_places(folder, path)
+        return (folder/part).is_dir() or (folder/'images'/part).is_dir()
+    found = [o for o in paths if there(o)]
+    left = [o.name for o in paths if o not in found]
+    if found and left:
+        warnings.warn(f'{folder} has no photos for {", ".join(left)}: not read')
+    return found or paths
+
 def _read_coco_parts(folder, paths):
     "COCO's annotation files, each of one split and one folder of photos"
     rows = []
-    for o in paths:
-        part = o.stem.removeprefix('captions_')
+    for o in _with_photos(folder, paths):
+        part,places = _coco_places(folder, o)
         own = read_coco(o, split=_coco_split(part))
         for row in own: row.id = f'{part}/{row.file}'
-        rows += _placed(folder, own, (f'{part}/',f'images/{part}/','images/',''))
+        rows += _placed(folder, own, places)
     return rows
+
+def _read_manifest_json(path, folder):
+    "A COCO or Karpathy file that was asked for by name"
+    places = ('', *_coco_places(folder, path)[1])
+    return _with_2017(folder, _placed(folder, read_coco(path), places))
 
 def _read_metadata(folder, paths):
     "Hugging Face's manifests, one per folder"
@@ -305,29 +352,99 @@ def _read_metadata(folder, paths):
         rows += (read_json_lines if o.suffix=='.jsonl' else read_table)(o, prefix, split)
     return rows
 
+_asked = {'coco:':('COCO','Karpathy'), 'karpathy:':('Karpathy',)}
+
+def _asked_formats(data):
+    "What stands before a folder, such as 'coco:', and the formats that it asks for"
+    return next(((k,v) for k,v in _asked.items() if str(data).startswith(k)), ('',None))
+
 def data_folder(
-    data:str|Path, # a folder, or 'coco:FOLDER'
+    data:str|Path, # a folder, 'coco:FOLDER' or 'karpathy:FOLDER'
 )->Path:
     "The folder that holds a data set"
-    return Path(str(data).removeprefix('coco:')).expanduser()
+    return Path(str(data).removeprefix(_asked_formats(data)[0])).expanduser()
 
 def read_rows(
-    data:str|Path, # the folder of photos and captions; 'coco:FOLDER' for COCO
+    data:str|Path, # the folder of photos and captions; 'coco:FOLDER' or 'karpathy:FOLDER' for COCO
     manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
 )->list[PhotoRow]: # one per photo
     "The photos of a folder and their captions, in whichever format"
-    folder,coco = data_folder(data),str(data).startswith('coco:')
-    if not folder.is_dir(): raise FileNotFoundError(f'There is no folder {folder}. {_how}')
+    folder,(kind,asked) = data_folder(data),_asked_formats(data)
+    how = _how_of.get(kind, _how)
+    if not folder.is_dir(): raise FileNotFoundError(f'There is no folder {folder}. {how}')
     if manifest:
         path = folder/manifest
-        if not path.is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. {_how}')
-        readers = {'.csv':read_table, '.tsv':read_table, '.json':read_coco}
-        return readers.get(path.suffix, read_json_lines)(path)
+        if not path.is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. {how}')
+        if path.suffix=='.json': return _read_manifest_json(path, folder)
+        return {'.csv':read_table, '.tsv':read_table}.get(path.suffix, read_json_lines)(path)
     for name,read in _formats(folder):
-        if coco and name not in ('COCO','Karpathy'): continue
+        if asked and name not in asked: continue
         rows = read()
         if name!='text beside photos' or any(o.captions for o in rows): return rows
-    raise FileNotFoundError(f'{folder} holds no captions that can be read. {_how}')
+    raise FileNotFoundError(f'{folder} holds no captions that can be read. {how}')
 
 _how = ('Write captions.jsonl, one row per photo: '
         '{"file": "images/1.jpg", "captions": ["a dog runs"], "split": "train"}')
+_how_of = {
+    'coco:':'COCO has annotations/captions_train2017.json and the photos in train2017/, '
+            'and the same of val2017',
+    'karpathy:':"Karpathy's split is dataset_coco.json, in the folder or in annotations/, "
+                'and the photos lie in train2014/ and val2014/, or in train2017/ and val2017/'}
+
+# %% ../../nbs/appendix/captions.ipynb #fe94b26e
+def _coco_image(photo, number, *, name, part):
+    "One of `images` of COCO's own file"
+    width,height = photo.size
+    return dict(license=1, file_name=name, coco_url=f'http://images.cocodataset.org/{part}/{name}',
+        height=height, width=width, date_captured='2013-11-14 17:02:52',
+        flickr_url=f'http://farm1.staticflickr.com/1/{number}_z.jpg', id=number)
+
+def _karpathy_image(captions, number, *, name, part, split, sentids, imgid):
+    "One of `images` of Karpathy's file"
+    def words(text): return re.findall(r'[a-z0-9]+', text.lower())
+    sentences = [dict(tokens=words(o), raw=o, imgid=imgid, sentid=s)
+                 for o,s in zip(captions, sentids)]
+    return dict(filepath=part, sentids=sentids, filename=name, imgid=imgid, split=split,
+                sentences=sentences, cocoid=number)
+
+def _coco_file(images, annotations):
+    "COCO's own file"
+    info = dict(description='COCO 2014 Dataset', url='http://cocodataset.org', version='1.0',
+                year=2014, contributor='COCO Consortium', date_created='2017/09/01')
+    licenses = [dict(url='http://creativecommons.org/licenses/by/2.0/', id=1,
+                     name='Attribution License')]
+    return dict(info=info, images=images, licenses=licenses, annotations=annotations)
+
+def _write_jpeg(photo, path, quality=95):
+    "A photo as a JPEG file"
+    held = io.BytesIO()
+    photo.save(held, 'JPEG', quality=quality)
+    write_bytes(path, held.getvalue())
+
+def write_coco(
+    folder:str|Path, # a new folder
+    parts:dict, # 'train', 'restval', 'val', 'test' -> a data set (`Captioned`), perhaps not all
+    make:Callable[[Image.Image],Image.Image]=lambda photo: photo, # changes each photo first
+)->Path: # the folder
+    "Write data sets in the layout of COCO 2014, with Karpathy's split"
+    folder,number,sentid = Path(folder),0,0
+    own,split_file = dict(train2014=([], []), val2014=([], [])),[]
+    for split,ds in parts.items():
+        part = 'train2014' if split=='train' else 'val2014'
+        (folder/part).mkdir(parents=True, exist_ok=True)
+        images,annotations = own[part]
+        for i,captions in enumerate(ds.captions):
+            number += 1
+            name,photo = f'COCO_{part}_{number:012d}.jpg',make(ds.image(i))
+            _write_jpeg(photo, folder/part/name)
+            images.append(_coco_image(photo, number, name=name, part=part))
+            sentids = list(range(sentid, sentid+len(captions)))
+            sentid += len(captions)
+            annotations += [dict(image_id=number, id=s, caption=o)
+                            for o,s in zip(captions, sentids)]
+            split_file.append(_karpathy_image(captions, number, name=name, part=part, split=split,
+                                              sentids=sentids, imgid=number-1))
+    for part,found in own.items():
+        write_json(folder/'annotations'/f'captions_{part}.json', _coco_file(*found))
+    write_json(folder/'dataset_coco.json', dict(images=split_file, dataset='coco'))
+    return folder

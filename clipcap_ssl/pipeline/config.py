@@ -51,20 +51,22 @@ Seed = Annotated[int, Range(0, 2**31-1)]
 @dataclass
 class DataConfig:
     "Settings of the data, the encoders, the language model and the labels"
-    data:str='scenes' # 'scenes', or a folder: captions.jsonl, .csv or .tsv, COCO, Karpathy, Hugging Face, Flickr, .txt
-    unlabelled:str='' # another manifest in that folder: photos without captions
+    data:str='scenes' # 'scenes', or a folder of any known format, coco:FOLDER, or karpathy:FOLDER for its split
+    unlabelled:str='' # photos without captions: another manifest in that folder, or store:FOLDER of features
     encoder:str='toy' # what the captioner sees, and what rewards it; or 'package.module:function'
     judge:str='toy-judge' # another encoder, which judges; or 'package.module:function'
     lm:str='toy' # language model: 'toy', 'gpt2', a folder, or 'package.module:function'
+    features:str='' # a store of the encoder's features, made by clipcap_features; none: photos are embedded
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
     tokenize:str='ptb' # words of scores, lengths and rewards: 'ptb' (as COCO; counts take 'unicode'), or 'characters'
     seed:Seed=0 # seed of everything that is random
     n_train:Count=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:Count=500 # photos to judge on, at most
     n_dev:Count=0 # training photos kept apart to choose settings by; judged beside the test photos
-    n_pairs:Natural=400 # labelled pairs, the dial of the paper's question
+    n_pairs:Count=400 # labelled pairs, the dial of the paper's question; 0: every caption of the training photos
     n_dev_pairs:Count=40 # how many of these are kept back to choose by
     verify:bool=False # compare every photo with its cached features by content, not by its file's size and time
+    splits:str='' # a file that says which photo is of which split, as clipcap_init writes it; '': the data say so
 
 # %% ../../nbs/appendix/config.ipynb #6f9e37fa
 @dataclass
@@ -451,7 +453,7 @@ def _check_together(cfg):
     if not cfg.rows: raise ValueError('rows is empty: name one row or more')
     for row in [*cfg.rows, cfg.keep]: _check_row(row)
     if cfg.keep=='human': raise ValueError("keep is a row with a captioner, and 'human' has none")
-    if not cfg.n_dev_pairs<cfg.n_pairs:
+    if cfg.n_pairs and not cfg.n_dev_pairs<cfg.n_pairs:
         raise ValueError(f'n_pairs ({cfg.n_pairs}) must exceed n_dev_pairs '
                          f'({cfg.n_dev_pairs}): none would be left to train on')
     if cfg.data=='scenes' and not (cfg.n_train and cfg.n_test):
@@ -558,8 +560,9 @@ def save_config(
 
 
 # %% ../../nbs/appendix/config.ipynb #ea2bc151
-places = ('data','encoder','judge','lm') # settings that may be folders
-_kinds = dict(encoder=('open_clip:',), judge=('open_clip:',), lm=('',)) # what stands before a path
+places = ('data','unlabelled','features','encoder','judge','lm') # settings that may be folders
+# what stands before a path
+_kinds = dict(unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',), lm=('',))
 
 def _split_place(value):
     "What stands before a path, such as 'open_clip:', and the path"
@@ -579,7 +582,7 @@ def located(
     for k in places:
         kind,path = _split_place(getattr(cfg, k))
         path = Path(path).expanduser()
-        named = getattr(cfg, k) in ('scenes','toy') or kind not in _kinds.get(k, (kind,))
+        named = getattr(cfg, k) in ('','scenes','toy') or kind not in _kinds.get(k, (kind,))
         if not named and path.exists(): found[k] = f'{kind}{path.resolve()}'
     return replace(cfg, **found)
 

@@ -1,13 +1,15 @@
 """Kill a tiny run again and again, and see what is left of it: python scripts/kills.py [--n 100]
 
-Four parts, each counted in nbs/results/data/kills.json (see `--out`):
+Five parts, each counted in nbs/results/data/kills.json (see `--out`):
 
 1. `random`: SIGKILL at a random moment of a run, from its start to its end: imports (in the `fresh`
    ones, which are commands started anew), embedding, training, saving and scoring. It is started
    again until it ends.
 2. `run`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...) of a run.
 3. `save`: the same at every single operation of the save of a captioner over an older one.
-4. `full`: a full disk, from every single operation of that save on; and on a real file system, a
+4. `inside`: SIGKILL at a random moment while a row trains: stage 1, expert iteration, policy gradient
+   or Gumbel. It goes on from its last checkpoint, and the logs have to be equal as well.
+5. `full`: a full disk, from every single operation of that save on; and on a real file system, a
    tmpfs of few KiB, where mounting one is allowed.
 
 What has to come out: captions, scores and weights of the unbroken run, and no file beside its own.
@@ -31,11 +33,15 @@ need_room = ('mkdir', 'write', 'fsync', 'rename', 'replace') # what a full disk 
 
 # ---- a run, and what it is worth
 
-def train(place):
+# the run of `inside`, whose rows train for longer
+longer = dict(recipe, steps=40, expert_rounds=2, expert_steps=20, policy_steps=12, gumbel_steps=12,
+    checkpoint_every=5, rows='stage1,stage2_expert,stage2_policy,stage2_gumbel')
+
+def train(place, asked=recipe):
     "The tiny run, with its features and temporary files in a place of its own"
     from clipcap_ssl import load_config, run
     settings(place)
-    run(load_config('scenes', **recipe), place/'run', say=lambda o: None)
+    run(load_config('scenes', **asked), place/'run', say=lambda o: None)
 
 def settings(place):
     "Everything that is written goes to `place`"
@@ -84,10 +90,10 @@ def ended(pid):
     except ProcessLookupError: pass
     return status
 
-def finish(place):
+def finish(place, asked=recipe):
     "Start the run until it has ended; how often"
     for n in range(1, 6):
-        if ended(forked(train, place))==0: return n
+        if ended(forked(train, place, asked))==0: return n
     raise SystemExit(f'{place}: five starts did not bring the run to its end')
 
 def verdict(place, wanted, files):
@@ -138,7 +144,7 @@ def count(call, *args, among=operations):
     return len(seen)
 
 
-# ---- the four parts
+# ---- the five parts
 
 def random_kills(place, wanted, files, *, n, fresh, rng, keep):
     "1. SIGKILL at random"
@@ -177,6 +183,42 @@ def random_kills(place, wanted, files, *, n, fresh, rng, keep):
         else: shutil.rmtree(here)
         keep(found)
         i += 1
+    return found
+
+def lines(file): return len(file.read_bytes().splitlines()) if file.is_file() else 0
+
+def inside_kills(place, *, n, rng, keep):
+    "4. SIGKILL while a row trains"
+    whole = place/'whole'
+    assert ended(forked(train, whole, longer))==0
+    def found_in(here): return worth(here),(here/'run'/'log.jsonl').read_text()
+    wanted,files = found_in(whole),set(names(whole))
+    steps = {row:lines(whole/'run'/'rows'/f'{row}.log.jsonl') for row in longer['rows'].split(',')}
+    found = dict(kills=0, equal=0, leftovers=0, too_late=0, resumed_inside=0, rows={})
+    while found['kills']<n:
+        # 1) a random step of a random row, and a random moment of it
+        row = rng.choice(list(steps))
+        at,here = rng.randrange(1, steps[row]),place/f"inside{found['kills']+found['too_late']}"
+        here.mkdir()
+        pid = forked(train, here, longer)
+        log,done = (here/'run'/'rows'/f'{row}{end}' for end in ('.log.jsonl','.json'))
+        while lines(log)<at and not done.is_file(): time.sleep(.002)
+        time.sleep(rng.uniform(0, .1))
+        os.kill(pid, signal.SIGKILL)
+        killed = ended(pid)==-signal.SIGKILL and not done.is_file()
+        has_state = (here/'run'/'states'/row/'state.json').is_file()
+        # 2) go on, and compare
+        finish(here, longer)
+        equal,beside = found_in(here)==wanted,sorted(set(names(here))-files)
+        found['kills' if killed else 'too_late'] += 1
+        found['leftovers'] += len(beside)
+        if killed:
+            found['equal'] += equal
+            found['resumed_inside'] += has_state
+            found['rows'][row] = found['rows'].get(row, 0)+1
+        if beside or not equal: print(here, row, at, equal, beside)
+        else: shutil.rmtree(here)
+        keep(found)
     return found
 
 def run_ends(place, wanted, files, *, points):
@@ -237,7 +279,7 @@ def save_ends(place, whole):
     return found
 
 def full_disk(place, whole):
-    "4. A disk that is full from each operation on, and a real one that is"
+    "5. A disk that is full from each operation on, and a real one that is"
     model,folder,save = saver(place, whole)
     save('old')
     own,total = names(folder),count(save, 'new', among=need_room)
@@ -281,7 +323,8 @@ def kills(
     points:int=40, # operations of a run at which it ends
     seed:int=0, # of the moments
     out:str='nbs/results/data/kills.json', # the result; parts that are not run again stay in it
-    only:Param('save, full, run or random; default: all', str, nargs='+')=None,
+    inside:int=20, # kills while a row trains
+    only:Param('save, full, run, inside or random; default: all', str, nargs='+')=None,
 ):
     "Kill runs and saves, and write what came of it"
     from clipcap_ssl.core import read_json, write_json
@@ -301,6 +344,8 @@ def kills(
             save=lambda place: save_ends(place, whole),
             full=lambda place: full_disk(place, whole),
             run=lambda place: run_ends(place, wanted, files, points=points),
+            inside=lambda place: inside_kills(place, n=inside, rng=rng,
+                                             keep=partial(keep, 'inside')),
             random=lambda place: random_kills(place, wanted, files, n=n, fresh=fresh, rng=rng,
                                              keep=partial(keep, 'random')))
         for name,step in steps.items():

@@ -21,6 +21,7 @@ import errno, random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 from fastcore.script import Param, call_parse
 from grid import commit
 
@@ -33,15 +34,27 @@ need_room = ('mkdir', 'write', 'fsync', 'rename', 'replace') # what a full disk 
 
 # ---- a run, and what it is worth
 
-# the run of `inside`, whose rows train for longer
-longer = dict(recipe, steps=40, expert_rounds=2, expert_steps=20, policy_steps=12, gumbel_steps=12,
-    checkpoint_every=5, rows='stage1,stage2_expert,stage2_policy,stage2_gumbel')
-
-def train(place, asked=recipe):
+def train(place):
     "The tiny run, with its features and temporary files in a place of its own"
     from clipcap_ssl import load_config, run
     settings(place)
-    run(load_config('scenes', **asked), place/'run', say=lambda o: None)
+    run(load_config('scenes', **recipe), place/'run', say=lambda o: None)
+
+# the run of `inside`: its rows train for longer, and nothing is scored, as Java would take longer still
+longer = dict(recipe, steps=30, expert_rounds=2, expert_steps=12, policy_steps=8, gumbel_steps=8,
+    checkpoint_every=3, rows='stage1,stage2_expert,stage2_policy,stage2_gumbel')
+
+def train_only(place):
+    "The longer run, without the scores of its end"
+    from clipcap_ssl import load_config, run
+    from clipcap_ssl.pipeline import experiment
+    def unscored(cfg, out, parts, *, rows, **_):
+        captions = {r:experiment._read_row(out, r)['captions'] for r in rows}
+        experiment._write_captions(out, parts, captions)
+        return {}
+    settings(place)
+    with patch.object(experiment, 'score_run', unscored):
+        run(load_config('scenes', **longer), place/'run', say=lambda o: None)
 
 def settings(place):
     "Everything that is written goes to `place`"
@@ -57,15 +70,19 @@ def tensors(folder):
     found = load_file(folder/'model.safetensors')
     return {k:v.numpy().tobytes() for k,v in found.items()}
 
-def worth(place):
-    "Scores, captions and weights of a run"
-    from clipcap_ssl.core import read_json
+def trained(place):
+    "Captions, logs and weights of a run"
     out = place/'run'
-    rows = read_json(out/'scores.json')['rows']
-    scores = {row:{k:v for k,v in o.items() if k!='cpu_seconds'} for row,o in rows.items()}
     weights = {str(f.parent.relative_to(out)):tensors(f.parent)
                for f in out.rglob('model.safetensors')}
-    return scores,(out/'captions.jsonl').read_text(),weights
+    return weights,*[(out/name).read_text() for name in ('captions.jsonl','log.jsonl')]
+
+def worth(place):
+    "Scores, captions, logs and weights of a run"
+    from clipcap_ssl.core import read_json
+    rows = read_json(place/'run'/'scores.json')['rows']
+    scores = {row:{k:v for k,v in o.items() if k!='cpu_seconds'} for row,o in rows.items()}
+    return scores,trained(place)
 
 def forked(call, *args):
     "A process that calls a function and ends"
@@ -90,10 +107,10 @@ def ended(pid):
     except ProcessLookupError: pass
     return status
 
-def finish(place, asked=recipe):
+def finish(place, call=train):
     "Start the run until it has ended; how often"
     for n in range(1, 6):
-        if ended(forked(train, place, asked))==0: return n
+        if ended(forked(call, place))==0: return n
     raise SystemExit(f'{place}: five starts did not bring the run to its end')
 
 def verdict(place, wanted, files):
@@ -190,9 +207,8 @@ def lines(file): return len(file.read_bytes().splitlines()) if file.is_file() el
 def inside_kills(place, *, n, rng, keep):
     "4. SIGKILL while a row trains"
     whole = place/'whole'
-    assert ended(forked(train, whole, longer))==0
-    def found_in(here): return worth(here),(here/'run'/'log.jsonl').read_text()
-    wanted,files = found_in(whole),set(names(whole))
+    assert ended(forked(train_only, whole))==0
+    wanted,files = trained(whole),set(names(whole))
     steps = {row:lines(whole/'run'/'rows'/f'{row}.log.jsonl') for row in longer['rows'].split(',')}
     found = dict(kills=0, equal=0, leftovers=0, too_late=0, resumed_inside=0, rows={})
     while found['kills']<n:
@@ -200,7 +216,7 @@ def inside_kills(place, *, n, rng, keep):
         row = rng.choice(list(steps))
         at,here = rng.randrange(1, steps[row]),place/f"inside{found['kills']+found['too_late']}"
         here.mkdir()
-        pid = forked(train, here, longer)
+        pid = forked(train_only, here)
         log,done = (here/'run'/'rows'/f'{row}{end}' for end in ('.log.jsonl','.json'))
         while lines(log)<at and not done.is_file(): time.sleep(.002)
         time.sleep(rng.uniform(0, .1))
@@ -208,8 +224,8 @@ def inside_kills(place, *, n, rng, keep):
         killed = ended(pid)==-signal.SIGKILL and not done.is_file()
         has_state = (here/'run'/'states'/row/'state.json').is_file()
         # 2) go on, and compare
-        finish(here, longer)
-        equal,beside = found_in(here)==wanted,sorted(set(names(here))-files)
+        finish(here, train_only)
+        equal,beside = trained(here)==wanted,sorted(set(names(here))-files)
         found['kills' if killed else 'too_late'] += 1
         found['leftovers'] += len(beside)
         if killed:
@@ -333,9 +349,10 @@ def kills(
     began,rng = time.time(),random.Random(seed)
     with tempfile.TemporaryDirectory() as d:
         d = Path(d).resolve()
-        whole = d/'whole'
-        assert ended(forked(train, whole))==0
-        wanted,files = worth(whole),set(names(whole))
+        whole,wanted,files = d/'whole',None,None
+        if only!=['inside']:
+            assert ended(forked(train, whole))==0
+            wanted,files = worth(whole),set(names(whole))
         found = read_json(out) if only and Path(out).is_file() else {}
         def keep(name, part):
             found[name] = dict(part, commit=commit(), seed=seed)

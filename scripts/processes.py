@@ -155,13 +155,12 @@ def command(place, out, more=()):
 
 def launched(how):
     "What stands before the command to run it in two processes"
-    bin = Path(sys.executable).parent
     port = str(free_port())
     if how=='one': return []
     if how=='torchrun':
         return [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2',
                 '--master_port', port, '--no-python']
-    return [str(bin/'accelerate'), 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1',
+    return [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1',
             '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port,
             '--no_python']
 

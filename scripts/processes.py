@@ -160,9 +160,10 @@ def launched(how):
     if how=='torchrun':
         return [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2',
                 '--master_port', port, '--no-python']
-    return [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1',
-            '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port,
-            '--no_python']
+    # on a machine without a GPU, `--multi_gpu` starts processes on the CPU; `--cpu` starts one
+    return [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+            '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+            '--main_process_port', port, '--no_python']
 
 def started(place, how, out):
     env = os.environ|dict(CLIPCAP_HOME=str(place/'home'))
@@ -178,16 +179,17 @@ def compared(one, two):
     rows = [r for r in a[0] if r not in ('id','references')]
     same = {r:sum(x[r]==y[r] for x,y in zip(a, b))/len(a) for r in rows}
     logs = [(o/'log.jsonl').read_text().splitlines() for o in (one, two)]
-    tables = [read_json(o/'scores.json')['rows'] for o in (one, two)]
+    scores = [read_json(o/'scores.json') for o in (one, two)]
+    tables = [o['rows'] for o in scores]
     files = [sorted(str(p.relative_to(o)) for p in o.rglob('*')) for o in (one, two)]
-    return dict(equal_captions={r:round(v, 3) for r,v in same.items()},
+    return dict(processes=[o['meta']['processes'] for o in scores], equal_captions={r:round(v, 3) for r,v in same.items()},
                 same_files=files[0]==files[1], log_lines=[len(o) for o in logs],
                 cider={r:[round(t[r]['cider'], 4) for t in tables] for r in rows})
 
-def commands(place):
+def commands(place, launchers):
     "2. `clipcap_train` by itself, by torchrun and by accelerate"
     found = {}
-    for how in ('one','torchrun','accelerate'):
+    for how in ('one', *launchers):
         began = time.time()
         process = started(place, how, place/how)
         out,err = process.communicate()
@@ -220,12 +222,13 @@ def kill(place):
 def processes(
     out:str='nbs/results/data/processes.json', # the result; parts that are not run again stay in it
     only:Param('routes, command or kill; default: all', str, nargs='+')=None,
+    launchers:Param('of command, beside one process', str, nargs='+')=('torchrun','accelerate'),
 ):
     "Compare one process with several, and write what came of it"
     from clipcap_ssl.core import read_json, write_json
     warnings.simplefilter('ignore')
     found = read_json(out) if only and Path(out).is_file() else {}
-    steps = dict(routes=routes, command=commands, kill=kill)
+    steps = dict(routes=routes, command=lambda place: commands(place, launchers), kill=kill)
     for name,step in steps.items():
         if only and name not in only: continue
         with tempfile.TemporaryDirectory() as d:

@@ -7,8 +7,8 @@ Five parts, each counted in nbs/results/data/kills.json (see `--out`):
    again until it ends.
 2. `run`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...) of a run.
 3. `save`: the same at every single operation of the save of a captioner over an older one.
-4. `inside`: SIGKILL at a random moment while a row trains: stage 1, expert iteration, policy gradient
-   or Gumbel. It goes on from its last checkpoint, and the logs have to be equal as well.
+4. `inside`: SIGKILL at a random moment while a row trains: stage 1, expert iteration, policy
+   gradient or Gumbel. It goes on from its last checkpoint, and the logs have to be equal as well.
 5. `full`: a full disk, from every single operation of that save on; and on a real file system, a
    tmpfs of few KiB, where mounting one is allowed.
 
@@ -40,7 +40,7 @@ def train(place):
     settings(place)
     run(load_config('scenes', **recipe), place/'run', say=lambda o: None)
 
-# the run of `inside`: its rows train for longer, and nothing is scored, as Java would take longer still
+# the run of `inside`: its rows train for longer, and nothing is scored, as Java would take longer
 longer = dict(recipe, steps=30, expert_rounds=2, expert_steps=12, policy_steps=8, gumbel_steps=8,
     checkpoint_every=3, rows='stage1,stage2_expert,stage2_policy,stage2_gumbel')
 

@@ -2,15 +2,16 @@
 
 Three parts, each kept in nbs/results/data/processes.json (see `--out`), all on the CPU with gloo:
 
-1. `routes`: the weights after 20 steps of each training by a loss, in double precision, with two
-   processes, with three, and with two passes per batch (`accumulate=2`), beside those of one process.
+1. `routes`: the weights after 20 steps of each training by a loss, in double precision, with
+   two processes, with three, and with two passes per batch (`accumulate=2`), beside those of one.
    All have the same batches, and captions that were sampled before, as chance alone would make a
    difference.
 2. `torchrun` and `accelerate`: `clipcap_train` in one process and in two. Every file is written once,
    and the captions are compared.
 3. `kill`: two processes are killed in the middle of a row, and started again."""
 import os
-os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1', ACCELERATE_USE_CPU='true')
+os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1',
+    ACCELERATE_USE_CPU='true')
 import json, shutil, signal, socket, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 from unittest.mock import patch
@@ -97,8 +98,10 @@ def trained(world, route, accumulate=1):
     model,x,enc = policy.copy_captioner(world.model),world.x,world.enc
     few = dict(n_steps=20, batch_size=13)
     with (training_with(new_accelerator(accumulate=accumulate)),
-          patch.object(policy, 'sample', world.sample), patch.object(gumbel, 'sample', world.sample),
+          patch.object(policy, 'sample', world.sample),
+          patch.object(gumbel, 'sample', world.sample),
           patch.object(expert, '_write_and_choose', lambda *a, **k: (world.texts, {})),
+          patch.object(torch.Tensor, 'exponential_', lambda o, **_: o.fill_(.7)), # Gumbel's noise
           patch.object(torch.Tensor, 'float', torch.Tensor.double)):   # `.float()` inside losses
         if route=='stage1': log = train_supervised(model, world.pairs, **few)
         if route=='text_only': log = train_text_only(model, world.texts, enc, x=x, **few)
@@ -111,13 +114,15 @@ def trained(world, route, accumulate=1):
             log = gumbel.train_gumbel(model, x, enc, bank=x[:64], labelled=world.pairs, **few)
     return torch.cat([p.detach().flatten() for p in model.parameters()]),log
 
-def routes(place):
+all_routes = ('stage1','text_only','expert','policy','gumbel')
+
+def routes(place, which):
     "1. Weights of one process, of several, and of several passes"
     import torch
     from safetensors.torch import load_file, save_file
     world,found = World(),{}
     start = torch.cat([p.detach().flatten() for p in world.model.parameters()])
-    for route in ('stage1','text_only','expert','policy','gumbel'):
+    for route in which:
         def after(n, accumulate):
             def work(rank):
                 weights,log = trained(world, route, accumulate)
@@ -161,8 +166,8 @@ def launched(how):
         return [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2',
                 '--master_port', port, '--no-python']
     # on a machine without a GPU, `--multi_gpu` starts processes on the CPU; `--cpu` starts one
-    return [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
-            '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+    return [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu',
+            '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
             '--main_process_port', port, '--no_python']
 
 def started(place, how, out):
@@ -182,7 +187,8 @@ def compared(one, two):
     scores = [read_json(o/'scores.json') for o in (one, two)]
     tables = [o['rows'] for o in scores]
     files = [sorted(str(p.relative_to(o)) for p in o.rglob('*')) for o in (one, two)]
-    return dict(processes=[o['meta']['processes'] for o in scores], equal_captions={r:round(v, 3) for r,v in same.items()},
+    return dict(processes=[o['meta']['processes'] for o in scores],
+                equal_captions={r:round(v, 3) for r,v in same.items()},
                 same_files=files[0]==files[1], log_lines=[len(o) for o in logs],
                 cider={r:[round(t[r]['cider'], 4) for t in tables] for r in rows})
 
@@ -194,8 +200,8 @@ def commands(place, launchers):
         process = started(place, how, place/how)
         out,err = process.communicate()
         if process.returncode: raise SystemExit(f'{how}: {err[-3000:]}')
-        found[how] = dict(seconds=round(time.time()-began, 1), tables_printed=out.count('| stage1 |'),
-                          done_lines=err.count('stage1: '))
+        found[how] = dict(seconds=round(time.time()-began, 1),
+                          tables_printed=out.count('| stage1 |'), done_lines=err.count('stage1: '))
         if how!='one': found[how] |= compared(place/'one', place/how)
         print(how, found[how], flush=True)
     return found
@@ -222,13 +228,15 @@ def kill(place):
 def processes(
     out:str='nbs/results/data/processes.json', # the result; parts that are not run again stay in it
     only:Param('routes, command or kill; default: all', str, nargs='+')=None,
+    which:Param('of routes', str, nargs='+')=all_routes,
     launchers:Param('of command, beside one process', str, nargs='+')=('torchrun','accelerate'),
 ):
     "Compare one process with several, and write what came of it"
     from clipcap_ssl.core import read_json, write_json
     warnings.simplefilter('ignore')
     found = read_json(out) if only and Path(out).is_file() else {}
-    steps = dict(routes=routes, command=lambda place: commands(place, launchers), kill=kill)
+    steps = dict(routes=lambda place: routes(place, which),
+                 command=lambda place: commands(place, launchers), kill=kill)
     for name,step in steps.items():
         if only and name not in only: continue
         with tempfile.TemporaryDirectory() as d:

@@ -6,8 +6,8 @@ Three parts, each kept in nbs/results/data/processes.json (see `--out`), all on 
    two processes, with three, and with two passes per batch (`accumulate=2`), beside those of one.
    All have the same batches, and captions that were sampled before, as chance alone would make a
    difference.
-2. `torchrun` and `accelerate`: `clipcap_train` in one process and in two. Every file is written once,
-   and the captions are compared.
+2. `torchrun` and `accelerate`: `clipcap_train` in one process and in two. Every file is written
+   once, and the captions are compared.
 3. `kill`: two processes are killed in the middle of a row, and started again."""
 import os
 os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1',
@@ -167,7 +167,8 @@ def launched(how):
                 '--master_port', port, '--no-python']
     # on a machine without a GPU, `--multi_gpu` starts processes on the CPU; `--cpu` starts one
     return [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu',
-            '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+            '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+            '--dynamo_backend', 'no',
             '--main_process_port', port, '--no_python']
 
 def started(place, how, out):

@@ -23,7 +23,8 @@ setup(
     packages=find_packages(include=['clipcap_ssl', 'clipcap_ssl.*']),
     package_data={'clipcap_ssl': ['py.typed', 'recipes/*.toml', 'assets/**/*']},
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'lora', 'gguf', 'tar')},
+    extras_require={k: cfg[f'{k}_requirements'].split()
+                    for k in ('dev', 'lora', 'gguf', 'tar', 'tensorboard', 'wandb')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

@@ -1,13 +1,15 @@
 """Kill a tiny run again and again, and see what is left of it: python scripts/kills.py [--n 100]
 
-Four parts, each counted in nbs/results/data/kills.json (see `--out`):
+Five parts, each counted in nbs/results/data/kills.json (see `--out`):
 
 1. `random`: SIGKILL at a random moment of a run, from its start to its end: imports (in the `fresh`
    ones, which are commands started anew), embedding, training, saving and scoring. It is started
    again until it ends.
 2. `run`: a process that ends at one operation on files (mkdir, write, fsync, rename, ...) of a run.
 3. `save`: the same at every single operation of the save of a captioner over an older one.
-4. `full`: a full disk, from every single operation of that save on; and on a real file system, a
+4. `inside`: SIGKILL at a random moment while a row trains: stage 1, expert iteration, policy
+   gradient or Gumbel. It goes on from its last checkpoint, and the logs have to be equal as well.
+5. `full`: a full disk, from every single operation of that save on; and on a real file system, a
    tmpfs of few KiB, where mounting one is allowed.
 
 What has to come out: captions, scores and weights of the unbroken run, and no file beside its own.
@@ -19,6 +21,7 @@ import errno, random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 from fastcore.script import Param, call_parse
 from grid import commit
 
@@ -37,6 +40,22 @@ def train(place):
     settings(place)
     run(load_config('scenes', **recipe), place/'run', say=lambda o: None)
 
+# the run of `inside`: its rows train for longer, and nothing is scored, as Java would take longer
+longer = dict(recipe, steps=30, expert_rounds=2, expert_steps=12, policy_steps=8, gumbel_steps=8,
+    checkpoint_every=3, rows='stage1,stage2_expert,stage2_policy,stage2_gumbel')
+
+def train_only(place):
+    "The longer run, without the scores of its end"
+    from clipcap_ssl import load_config, run
+    from clipcap_ssl.pipeline import experiment
+    def unscored(cfg, out, parts, *, rows, **_):
+        captions = {r:experiment._read_row(out, r)['captions'] for r in rows}
+        experiment._write_captions(out, parts, captions)
+        return {}
+    settings(place)
+    with patch.object(experiment, 'score_run', unscored):
+        run(load_config('scenes', **longer), place/'run', say=lambda o: None)
+
 def settings(place):
     "Everything that is written goes to `place`"
     for name in ('home','tmp'): (place/name).mkdir(parents=True, exist_ok=True)
@@ -51,15 +70,19 @@ def tensors(folder):
     found = load_file(folder/'model.safetensors')
     return {k:v.numpy().tobytes() for k,v in found.items()}
 
-def worth(place):
-    "Scores, captions and weights of a run"
-    from clipcap_ssl.core import read_json
+def trained(place):
+    "Captions, logs and weights of a run"
     out = place/'run'
-    rows = read_json(out/'scores.json')['rows']
-    scores = {row:{k:v for k,v in o.items() if k!='cpu_seconds'} for row,o in rows.items()}
     weights = {str(f.parent.relative_to(out)):tensors(f.parent)
                for f in out.rglob('model.safetensors')}
-    return scores,(out/'captions.jsonl').read_text(),weights
+    return weights,*[(out/name).read_text() for name in ('captions.jsonl','log.jsonl')]
+
+def worth(place):
+    "Scores, captions, logs and weights of a run"
+    from clipcap_ssl.core import read_json
+    rows = read_json(place/'run'/'scores.json')['rows']
+    scores = {row:{k:v for k,v in o.items() if k!='cpu_seconds'} for row,o in rows.items()}
+    return scores,trained(place)
 
 def forked(call, *args):
     "A process that calls a function and ends"
@@ -84,10 +107,10 @@ def ended(pid):
     except ProcessLookupError: pass
     return status
 
-def finish(place):
+def finish(place, call=train):
     "Start the run until it has ended; how often"
     for n in range(1, 6):
-        if ended(forked(train, place))==0: return n
+        if ended(forked(call, place))==0: return n
     raise SystemExit(f'{place}: five starts did not bring the run to its end')
 
 def verdict(place, wanted, files):
@@ -138,7 +161,7 @@ def count(call, *args, among=operations):
     return len(seen)
 
 
-# ---- the four parts
+# ---- the five parts
 
 def random_kills(place, wanted, files, *, n, fresh, rng, keep):
     "1. SIGKILL at random"
@@ -177,6 +200,41 @@ def random_kills(place, wanted, files, *, n, fresh, rng, keep):
         else: shutil.rmtree(here)
         keep(found)
         i += 1
+    return found
+
+def lines(file): return len(file.read_bytes().splitlines()) if file.is_file() else 0
+
+def inside_kills(place, *, n, rng, keep):
+    "4. SIGKILL while a row trains"
+    whole = place/'whole'
+    assert ended(forked(train_only, whole))==0
+    wanted,files = trained(whole),set(names(whole))
+    steps = {row:lines(whole/'run'/'rows'/f'{row}.log.jsonl') for row in longer['rows'].split(',')}
+    found = dict(kills=0, equal=0, leftovers=0, too_late=0, resumed_inside=0, rows={})
+    while found['kills']<n:
+        # 1) a random step of a random row, and a random moment of it
+        row = rng.choice(list(steps))
+        at,here = rng.randrange(1, steps[row]),place/f"inside{found['kills']+found['too_late']}"
+        here.mkdir()
+        pid = forked(train_only, here)
+        log,done = (here/'run'/'rows'/f'{row}{end}' for end in ('.log.jsonl','.json'))
+        while lines(log)<at and not done.is_file(): time.sleep(.002)
+        time.sleep(rng.uniform(0, .1))
+        os.kill(pid, signal.SIGKILL)
+        killed = ended(pid)==-signal.SIGKILL and not done.is_file()
+        has_state = (here/'run'/'states'/row/'state.json').is_file()
+        # 2) go on, and compare
+        finish(here, train_only)
+        equal,beside = trained(here)==wanted,sorted(set(names(here))-files)
+        found['kills' if killed else 'too_late'] += 1
+        found['leftovers'] += len(beside)
+        if killed:
+            found['equal'] += equal
+            found['resumed_inside'] += has_state
+            found['rows'][row] = found['rows'].get(row, 0)+1
+        if beside or not equal: print(here, row, at, equal, beside)
+        else: shutil.rmtree(here)
+        keep(found)
     return found
 
 def run_ends(place, wanted, files, *, points):
@@ -237,7 +295,7 @@ def save_ends(place, whole):
     return found
 
 def full_disk(place, whole):
-    "4. A disk that is full from each operation on, and a real one that is"
+    "5. A disk that is full from each operation on, and a real one that is"
     model,folder,save = saver(place, whole)
     save('old')
     own,total = names(folder),count(save, 'new', among=need_room)
@@ -281,7 +339,8 @@ def kills(
     points:int=40, # operations of a run at which it ends
     seed:int=0, # of the moments
     out:str='nbs/results/data/kills.json', # the result; parts that are not run again stay in it
-    only:Param('save, full, run or random; default: all', str, nargs='+')=None,
+    inside:int=20, # kills while a row trains
+    only:Param('save, full, run, inside or random; default: all', str, nargs='+')=None,
 ):
     "Kill runs and saves, and write what came of it"
     from clipcap_ssl.core import read_json, write_json
@@ -290,9 +349,10 @@ def kills(
     began,rng = time.time(),random.Random(seed)
     with tempfile.TemporaryDirectory() as d:
         d = Path(d).resolve()
-        whole = d/'whole'
-        assert ended(forked(train, whole))==0
-        wanted,files = worth(whole),set(names(whole))
+        whole,wanted,files = d/'whole',None,None
+        if only!=['inside']:
+            assert ended(forked(train, whole))==0
+            wanted,files = worth(whole),set(names(whole))
         found = read_json(out) if only and Path(out).is_file() else {}
         def keep(name, part):
             found[name] = dict(part, commit=commit(), seed=seed)
@@ -301,6 +361,8 @@ def kills(
             save=lambda place: save_ends(place, whole),
             full=lambda place: full_disk(place, whole),
             run=lambda place: run_ends(place, wanted, files, points=points),
+            inside=lambda place: inside_kills(place, n=inside, rng=rng,
+                                             keep=partial(keep, 'inside')),
             random=lambda place: random_kills(place, wanted, files, n=n, fresh=fresh, rng=rng,
                                              keep=partial(keep, 'random')))
         for name,step in steps.items():

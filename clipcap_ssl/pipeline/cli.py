@@ -62,7 +62,8 @@ def clipcap_train(
     """Train and judge all rows of an experiment: stage 1 on few labels, stage 2 on photos without
     captions, and the controls. A recipe may name parts of your own, such as
     mapper=package.module:Class. Their module must be installed or on PYTHONPATH.
-    Example: clipcap_train scenes --set n_pairs=200 --set rows=stage1,stage2_expert --seed 1"""
+    Example: clipcap_train scenes --set n_pairs=200 --set rows=stage1,stage2_expert --seed 1
+    On several GPUs: torchrun --nproc_per_node 8 --no-python clipcap_train RECIPE"""
     if settings:
         print(settings_table())
         return
@@ -73,7 +74,7 @@ def clipcap_train(
     cfg = load_config(recipe, **over)
     out = out or f'runs/{Path(recipe).stem}-seed{cfg.seed}'
     scores = run(cfg, out, device or default_device(), say=_to_stderr, workers=workers)
-    _report(scores, out)
+    if scores: _report(scores, out)
 
 # %% ../../nbs/18_cli.ipynb #59d61407
 @call_parse
@@ -90,7 +91,7 @@ def clipcap_demo(
     _to_stderr('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by three '
                'routes; the controls. What each is: nbs/17_experiment.ipynb')
     scores = run(load_config('scenes', seed=seed), out, 'cpu', say=_to_stderr, workers=workers)
-    _report(scores, out)
+    if scores: _report(scores, out)
 
 # %% ../../nbs/18_cli.ipynb #7eea761c
 def _import_code(modules, cfg, settings):

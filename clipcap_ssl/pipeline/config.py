@@ -122,8 +122,11 @@ class Stage1Config:
 # %% ../../nbs/appendix/config.ipynb #4e931420
 @dataclass
 class TrainingConfig:
-    "The setting of every training loop"
+    "The settings of every training loop"
     precision:str='no' # precision of the forward pass: 'no' is float32; 'fp16' needs a GPU
+    accumulate:Natural=1 # passes into which each batch is cut, to save memory
+    checkpoint_every:Count=100 # training steps between saves, from which a killed run goes on; 0: when you stop it
+    log_with:str='none' # send the numbers of each step to 'tensorboard' or 'wandb' as well
 
 
 # %% ../../nbs/appendix/config.ipynb #29f75ba6
@@ -419,6 +422,7 @@ def _checked(settings):
 # %% ../../nbs/appendix/config.ipynb #bf1c862a
 choices = dict(
     precision=('no','bf16','fp16'),
+    log_with=('none','tensorboard','wandb'),
     policy_from=('stage1','stage2_expert','full'),
     policy_objective=('none','leave_one_out','group_mean','group_normed','batch_normed',
                       'greedy','preference'),

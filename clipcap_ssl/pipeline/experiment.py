@@ -6,11 +6,11 @@
 __all__ = ['row_training', 'row_decoding', 'write_captions', 'run', 'score_run']
 
 # %% ../../nbs/17_experiment.ipynb #a1014af6
-import copy, hashlib, json, math, os, signal, threading, time, warnings
+import copy, hashlib, json, math, os, shutil, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -41,7 +41,8 @@ from ..rewards.reward import clip_reward, contrastive_reward, fluency_reward
 from ..rewards.reward import length_reward, repetition_reward, self_cap_reward, weighted
 from ..train.expert import train_expert
 from ..train.gumbel import train_gumbel
-from ..train.loop import in_precision, new_accelerator
+from ..train.loop import Checkpoint, accelerator_now, from_first, gathered
+from ..train.loop import new_accelerator, read_log, training_with
 from ..train.policy import Trace, copy_captioner, frozen_copy, train_policy
 from ..train.supervised import labelled_pairs, train_supervised
 from ..train.text_only import train_text_only
@@ -64,23 +65,23 @@ def _all_pairs(parts, model):
     return _tokenized(parts, model, pairs)
 
 # %% ../../nbs/17_experiment.ipynb #9622c2ed
-def _text_only(cfg, parts, model, *, hooks=()):
+def _text_only(cfg, parts, model, **how):
     "The start from text"
     return train_text_only(model, parts.texts, parts.encoder, x=parts.x,
         batch_size=cfg.batch, **cfg.text_arguments(),
-        lr=cfg.full_lr, lr_lm=cfg.full_lr_lm, seed=cfg.seed)
+        lr=cfg.full_lr, lr_lm=cfg.full_lr_lm, seed=cfg.seed, **how)
 
-def _stage1(cfg, parts, model, *, hooks=()):
+def _stage1(cfg, parts, model, **how):
     "The few labels"
     train = _tokenized(parts, model, parts.labels_to_train)
     dev = _tokenized(parts, model, parts.labels_to_choose)
-    return train_supervised(model, train, dev, **cfg.stage1_arguments(), seed=cfg.seed)
+    return train_supervised(model, train, dev, **cfg.stage1_arguments(), seed=cfg.seed, **how)
 
-def _full(cfg, parts, model, *, hooks=()):
+def _full(cfg, parts, model, **how):
     "Every caption"
     train = _all_pairs(parts, model)
     return train_supervised(model, train, batch_size=cfg.batch,
-        **cfg.full_arguments(), seed=cfg.seed)
+        **cfg.full_arguments(), seed=cfg.seed, **how)
 
 # %% ../../nbs/17_experiment.ipynb #a4a0c2c7
 def _stage2_arguments(cfg):
@@ -92,20 +93,20 @@ def _label_lengths(cfg, parts):
     texts = [parts.train.captions[i][j] for i,j in parts.labels]
     return list(map(len, split_words(texts, for_counts(cfg.tokenize))))
 
-def _expert(cfg, parts, model, *, hooks=(), labelled=None, **control):
+def _expert(cfg, parts, model, *, labelled=None, **how):
     "Write, choose, learn"
     labelled = labelled or _tokenized(parts, model, parts.labels_to_train)
     words = float(np.mean(_label_lengths(cfg, parts))) if cfg.expert_length else None
     return train_expert(model, parts.x, parts.encoder, labelled=labelled, target_words=words,
         batch_size=cfg.batch, **cfg.expert_arguments(), **_stage2_arguments(cfg),
-        tokenize=for_counts(cfg.tokenize), hooks=hooks, **control)
+        tokenize=for_counts(cfg.tokenize), **how)
 
 # %% ../../nbs/17_experiment.ipynb #879e98bb
-def _full_stage2(cfg, parts, model, *, hooks=()):
+def _full_stage2(cfg, parts, model, **how):
     "Expert iteration after full supervision"
-    return _expert(cfg, parts, model, hooks=hooks, labelled=_all_pairs(parts, model))
+    return _expert(cfg, parts, model, labelled=_all_pairs(parts, model), **how)
 
-def _oracle_expert(cfg, parts, model, *, hooks=()):
+def _oracle_expert(cfg, parts, model, **how):
     "Expert iteration in which the scene graph chooses"
     if cfg.data!='scenes':
         raise ValueError('oracle_expert needs scene graphs, and photos have none')
@@ -113,7 +114,7 @@ def _oracle_expert(cfg, parts, model, *, hooks=()):
     graph = dict(zip(drawn.ids, drawn.scenes))
     graphs = [graph[i] for i in parts.plain.ids if i in parts.features]
     def judge(texts): return 3.*torch.from_numpy(claims_table(texts, graphs))
-    return _expert(cfg, parts, model, hooks=hooks, judge=judge)
+    return _expert(cfg, parts, model, judge=judge, **how)
 
 # %% ../../nbs/17_experiment.ipynb #7899c5ee
 def _bank(cfg, parts):
@@ -154,43 +155,43 @@ def _reward(cfg, parts, model):
     return weighted((1., _main_reward(cfg, parts, first)), *weighed)
 
 # %% ../../nbs/17_experiment.ipynb #3fb0b678
-def _policy(cfg, parts, model, *, hooks=(), reward=None):
+def _policy(cfg, parts, model, *, reward=None, **how):
     "The policy gradient"
     return train_policy(model, parts.x, reward or _reward(cfg, parts, model),
         labelled=_tokenized(parts, model, parts.labels_to_train),
-        **cfg.policy_arguments(), **_stage2_arguments(cfg), hooks=hooks)
+        **cfg.policy_arguments(), **_stage2_arguments(cfg), **how)
 
 def _no_reward(texts, x):
     "Zero for every caption"
     return torch.zeros(len(x), len(texts)//len(x), device=x.device)
 
-def _anchors_only(cfg, parts, model, *, hooks=()):
+def _anchors_only(cfg, parts, model, **how):
     "The policy gradient's steps and anchors, without a reward"
-    return _policy(cfg, parts, model, hooks=hooks, reward=_no_reward)
+    return _policy(cfg, parts, model, reward=_no_reward, **how)
 
 # %% ../../nbs/17_experiment.ipynb #b4d021da
-def _gumbel(cfg, parts, model, *, hooks=()):
+def _gumbel(cfg, parts, model, **how):
     "The Gumbel route"
     return train_gumbel(model, parts.x, parts.encoder, bank=parts.x[:cfg.bank],
         bank_ids=range(len(parts.x[:cfg.bank])), scale=cfg.scale,
         labelled=_tokenized(parts, model, parts.labels_to_train),
         batch_size=cfg.policy_batch, kl=cfg.policy_kl,
-        **cfg.gumbel_arguments(), **_stage2_arguments(cfg), hooks=hooks)
+        **cfg.gumbel_arguments(), **_stage2_arguments(cfg), **how)
 
 # %% ../../nbs/17_experiment.ipynb #c185bfa7
-def _cosine_alone(cfg, parts, model, *, hooks=(), **steps):
+def _cosine_alone(cfg, parts, model, **how):
     "The policy gradient on the cosine, without anchors"
-    return train_policy(model, parts.x, clip_reward(parts.encoder), **steps,
+    return train_policy(model, parts.x, clip_reward(parts.encoder), **how,
         batch_size=cfg.policy_batch, n_samples=cfg.policy_samples, kl=0., label_weight=0.,
-        max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, hooks=hooks)
+        max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
 
-def _abstract(cfg, parts, model, *, hooks=()):
+def _abstract(cfg, parts, model, **how):
     "Cosine alone, gently and stopped early"
-    return _cosine_alone(cfg, parts, model, hooks=hooks, **cfg.abstract_arguments())
+    return _cosine_alone(cfg, parts, model, **how, **cfg.abstract_arguments())
 
-def _naive(cfg, parts, model, *, hooks=()):
+def _naive(cfg, parts, model, **how):
     "Cosine alone, left to run"
-    return _cosine_alone(cfg, parts, model, hooks=hooks, **cfg.naive_arguments())
+    return _cosine_alone(cfg, parts, model, **how, **cfg.naive_arguments())
 
 # %% ../../nbs/17_experiment.ipynb #f9396dc1
 row_training = dict(text_only=_text_only, stage1=_stage1, full=_full, stage2_expert=_expert,
@@ -275,6 +276,70 @@ def _keep_captioner(cfg, parts, row, *, model, folder):
     calibration = dict(similarity_p05=similarity.quantile(.05).item(), note=note)
     model.save_pretrained(folder, beside={'calibration.json': calibration})
 
+# %% ../../nbs/17_experiment.ipynb #3a5ceefa
+_same_results = ('rows','verify','checkpoint_every','log_with') # settings that change no row
+
+def _training_key(cfg, parts):
+    "What a row's state belongs to: settings and data"
+    settings = {k:v for k,v in asdict(cfg).items() if k not in _same_results}
+    return _hash(settings, _splits(parts))
+
+@dataclass
+class _Clock:
+    "Seconds of a run, all its starts together"
+    out:Path # of the run
+    before:float=0. # of earlier starts
+    began:float=0. # this start, as `time.time` gives it
+
+    def spent(self): return self.before+time.time()-self.began
+    def note(self): write_json(self.out/'seconds.json', dict(seconds=round(self.spent(), 1)))
+
+def _row_checkpoint(cfg, parts, out, *, row, clock):
+    "Where a row keeps its state, and the function that gives its CPU seconds so far"
+    began,n = time.process_time(),accelerator_now().num_processes
+    kept = Checkpoint(out/'states'/row, cfg.checkpoint_every, out/'rows'/f'{row}.log.jsonl',
+                      about=dict(row=row), key=_training_key(cfg, parts))
+    before = kept.facts().get('cpu_seconds', 0.)
+    def seconds(): return before+n*(time.process_time()-began)
+    def saved():
+        if clock: clock.note()
+        return dict(cpu_seconds=round(seconds(), 1))
+    kept.saved = saved
+    return kept,seconds
+
+def _drop_states(out, key, starts):
+    "Forget the states of rows that are done, and of other settings"
+    for folder in (out/'states').glob('*'):
+        with suppress(ValueError):          # a damaged state goes, too
+            known = Checkpoint(folder, key=key).facts()
+            if known and not _is_done(out, folder.name, starts): continue
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError): (out/'states').rmdir()
+
+# %% ../../nbs/17_experiment.ipynb #f150e2e7
+def _said(cfg, row, model, *, x):
+    "What `write_captions` gives, written by all processes"
+    acc,kind = accelerator_now(),row.partition('@')[0]
+    if acc.num_processes==1 or kind=='best_of_n': return write_captions(cfg, row, model, x=x)
+    size = 128 if 'guided' in kind else 256
+    ours = range(0, len(x), size)[acc.process_index::acc.num_processes]
+    ours = [(i,write_captions(cfg, row, model, x=x[i:i+size])) for i in ours]
+    return [text for _,texts in sorted(gathered(ours)) for text in texts]
+
+@contextmanager
+def _tracked(cfg, acc, out, *, row):
+    "Send the numbers of a row's steps where `log_with` says"
+    if cfg.log_with=='none':
+        yield
+        return
+    project = 'clipcap_ssl' if cfg.log_with=='wandb' else row
+    how = dict(name=row, group=out.resolve().name, dir=str(out), config=without_paths(cfg))
+    acc.init_trackers(project, init_kwargs=dict(wandb=how))
+    try: yield
+    finally:
+        for tracker in acc.trackers: tracker.finish()
+        acc.trackers = []
+
 # %% ../../nbs/17_experiment.ipynb #58a66d54
 class _RowFile(TypedDict):
     "What a row leaves: seconds, captions of test and dev photos by name, looks during training"
@@ -287,9 +352,20 @@ def _read_row(out, row):
     "The file of a finished row"
     return read_document(Path(out)/'rows'/f'{row}.json', _RowFile)
 
-def _run_row(cfg, parts, out, *, row):
+def _write_row(cfg, parts, out, *, row, model, log):
+    "The files of a row but the one that says it is done"
+    file = out/'rows'/f'{row}.log.jsonl'
+    steps = [o for o in read_log(file) if 'norm' in o] if log else []
+    rounds = [dict(row=row, **o) for o in log if 'norm' not in o]
+    write_lines(file, steps+rounds)
+    model.decoding = row_decoding(cfg, row)
+    if row in _row_order(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
+    if row==kept_row(cfg): _keep_captioner(cfg, parts, row, model=model, folder=out/'captioner')
+
+def _run_row(cfg, parts, out, *, row, clock=None):
     "Train one row if it needs training, and write its captions"
-    began,kind = time.process_time(),row.partition('@')[0]
+    acc,kind = accelerator_now(),row.partition('@')[0]
+    kept,seconds = _row_checkpoint(cfg, parts, out, row=row, clock=clock)
     # 1) start from another row
     start = row_start(cfg, row)
     spent = _read_row(out, start)['cpu_seconds'] if start else 0
@@ -298,36 +374,39 @@ def _run_row(cfg, parts, out, *, row):
     log,hooks = [],[]
     if kind in row_training:
         hooks = _trace(cfg, parts, kind, start=copy_captioner(model) if start else None)
-        with in_precision(cfg.precision):
-            log = row_training[kind](cfg, parts, model, hooks=hooks)
+        with _tracked(cfg, acc, out, row=row):
+            log = row_training[kind](cfg, parts, model, hooks=hooks, checkpoint=kept)
     # 3) write captions
-    said = dict(zip(parts.test.ids, write_captions(cfg, row, model, x=parts.test.x)))
-    write_lines(out/'rows'/f'{row}.log.jsonl', [dict(row=row, **o) for o in log])
-    # 4) save the captioner for rows that start from it, and for use
-    model.decoding = row_decoding(cfg, row)
-    if row in _row_order(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
-    if row==kept_row(cfg): _keep_captioner(cfg, parts, row, model=model, folder=out/'captioner')
-    # 5) done
+    said = dict(zip(parts.test.ids, _said(cfg, row, model, x=parts.test.x)))
     dev = parts.dev
-    said_dev = dict(zip(dev.ids, write_captions(cfg, row, model, x=dev.x))) if dev else {}
-    seconds = round(time.process_time()-began+spent, 1)
-    trace = [look for hook in hooks for look in hook.rows]
-    write_json(out/'rows'/f'{row}.json',
-               dict(cpu_seconds=seconds, captions=said, dev=said_dev, trace=trace))
+    said_dev = dict(zip(dev.ids, _said(cfg, row, model, x=dev.x))) if dev else {}
+    # 4) the first process saves it all: logs and captioners, then the file that says it is done
+    if acc.is_main_process:
+        _write_row(cfg, parts, out, row=row, model=model, log=log)
+        trace = [look for hook in hooks for look in hook.rows]
+        write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(seconds()+spent, 1),
+                                                  captions=said, dev=said_dev, trace=trace))
+        shutil.rmtree(kept.folder, ignore_errors=True)
+    acc.wait_for_everyone()
 
 # %% ../../nbs/17_experiment.ipynb #1b4850a2
-def _row_process(cfg, out, device, *, row, threads):
+def _row_process(cfg, out, device, *, row, threads, clock):
     "One row in a process of its own; its seconds"
     torch.set_num_threads(threads)
     began = time.time()
     import_own(cfg)
-    _run_row(cfg, prepare(cfg, device), out, row=row)
+    with training_with(_accelerator(cfg, device, out)):
+        _run_row(cfg, prepare(cfg, device), out, row=row, clock=clock)
     return time.time()-began
+
+def _end(number, frame):
+    "End a worker; a training that keeps its state does this after its step"
+    os._exit(128+number)
 
 def _start_worker():
     "Leave Ctrl-C to the process that started this one, and end with it"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end)
     def follow():
         parent_process().join()
         os._exit(1)
@@ -350,7 +429,7 @@ def _is_short(row):
     return row.partition('@')[0] not in ('naive','full','stage2_expert','text_only')
 
 # %% ../../nbs/17_experiment.ipynb #0c1287d1
-def _side_by_side(cfg, out, device, *, todo, workers, done):
+def _side_by_side(cfg, out, device, *, todo, workers, done, clock):
     "Train rows in several processes, each as soon as the row it starts from is done"
     todo,running = list(todo),{}
     threads = max((os.cpu_count() or 1)//workers, 1)
@@ -361,7 +440,8 @@ def _side_by_side(cfg, out, device, *, todo, workers, done):
             waiting = {*todo, *running.values()}
             ready = [r for r in todo if row_start(cfg, r) not in waiting]
             for r in sorted(ready, key=_is_short):
-                job = pool.submit(_row_process, cfg, out, device, row=r, threads=threads)
+                job = pool.submit(_row_process, cfg, out, device, row=r, threads=threads,
+                                  clock=clock)
                 running[job] = r
                 todo.remove(r)
             # 2) wait for the next that is done
@@ -384,7 +464,7 @@ def _open_run(cfg, out):
                          'choose another folder with --out, or delete it')
     old = located(run_config(out))
     before,now = asdict(old),asdict(cfg)
-    diff = [k for k in now if before[k]!=now[k] and k not in ('rows','verify')]
+    diff = [k for k in now if before[k]!=now[k] and k not in _same_results]
     if diff: raise ValueError(f'{out} holds a run with other settings ({", ".join(diff)}): '
                               'choose another folder with --out, or delete it')
     rows = [r for r in old.rows if r in done or r=='human']+cfg.rows
@@ -407,9 +487,9 @@ class _Splits(TypedDict, total=False):
     hashes:dict[str,str]
 
 def _spent(out):
-    "Seconds of all starts of a run so far"
+    "Seconds of all starts of a run so far; a first try that left nothing does not count"
     file = out/'seconds.json'
-    if not file.is_file() or not _finished(out): return 0.
+    if not file.is_file() or not (_finished(out) or (out/'states').is_dir()): return 0.
     return read_document(file, _Seconds)['seconds']
 
 def _hash(*values):
@@ -468,12 +548,19 @@ def _check_room(cfg, parts):
         raise ValueError(f"max_new_tokens is {cfg.max_new_tokens}, and behind a prefix of {cfg.k} "
                          f"the language model '{cfg.lm}' has room for {room}")
 
-def _check_precision(cfg, device):
-    "Refuse a precision that this machine has not"
-    where = new_accelerator(cfg.precision).device.type
-    if cfg.precision!='no' and where!=torch.device(device).type:
+def _accelerator(cfg, device, out):
+    "The accelerator of a run, from which processes, precision, passes and trackers come"
+    acc = new_accelerator(cfg.precision, cfg.accumulate, log_with=cfg.log_with,
+                          folder=out/'trackers')
+    where = acc.device.type
+    if where==torch.device(device).type: return acc
+    if cfg.precision!='no':
         raise ValueError(f"precision='{cfg.precision}' would hold on {where} alone, and the device "
                          f"is {device}: take precision='no'")
+    if acc.num_processes>1:
+        raise ValueError(f'The processes compute on {where}, and the device is {device}: '
+                         f'take --device {where}, or accelerate launch --cpu')
+    return acc
 
 def _book(cfg, parts):
     "The ledger, in which a model that has no recipe is named without its path"
@@ -499,46 +586,65 @@ def _own_parts(cfg, workers, **own):
     return located(cfg),own
 
 def _train_rows(cfg, parts, out, *, device, workers, say):
-    "Train the rows that are not done; all rows, and the seconds of all starts"
-    began,before = time.time(),_spent(out)
-    def spent(): return before+time.time()-began
+    "Train the rows that are not done; all rows, and the clock of all starts"
+    acc,(rows,starts) = accelerator_now(),_row_order(cfg, cfg.rows)
+    todo = from_first([r for r in rows if not _is_done(out, r, starts)])
+    key = _training_key(cfg, parts)
+    if acc.is_main_process: _drop_states(out, key, starts)
+    acc.wait_for_everyone()
+    clock = _Clock(out, _spent(out), time.time())
     def done(row, seconds):
         say(f'{row}: {seconds:.0f} s')
-        write_json(out/'seconds.json', dict(seconds=round(spent(), 1)))
-    rows,starts = _row_order(cfg, cfg.rows)
-    todo = [r for r in rows if not _is_done(out, r, starts)]
+        if acc.is_main_process: clock.note()
     for r in rows:
         if r not in todo: say(f'{r}: done before')
-    if workers>1 and todo: _side_by_side(cfg, out, device, todo=todo, workers=workers, done=done)
-    else:
-        for r in todo:
-            row_began = time.time()
-            _run_row(cfg, parts, out, row=r)
-            done(r, time.time()-row_began)
-    return rows,spent
+    if workers>1 and todo:
+        _side_by_side(cfg, out, device, todo=todo, workers=workers, done=done, clock=clock)
+        todo = []
+    for r in todo:
+        began = time.time()
+        _run_row(cfg, parts, out, row=r, clock=clock)
+        done(r, time.time()-began)
+    if acc.is_main_process: _drop_states(out, key, starts)
+    return rows,clock
 
-def _run(cfg, out, own, *, device, workers, say):
-    "Run an experiment in a folder that is ours alone"
-    # 1) the folder and the parts
-    clear_asides(out, deep=True)
-    cfg = _open_run(cfg, out)
-    parts = prepare(cfg, device, own=own)
+def _check_rows(cfg, parts, say):
+    "Refuse what cannot be run, and say what is left out"
     _check_room(cfg, parts)
     warn_unspaced([o for c in parts.train.captions for o in c][:1000], cfg.tokenize)
     if cfg.rows==['human'] and not parts.test.human:
         raise ValueError('human needs test photos with two captions or more, and is the only row')
     if 'human' in cfg.rows and not parts.test.human:
         say('human: not scored, it needs test photos with two captions or more')
-    _write_splits(out, parts)
-    _write_config(cfg, out)
+
+def _run(cfg, out, own, *, device, workers, say):
+    "Run an experiment in a folder that is ours alone"
+    acc = accelerator_now()
+    # 1) the folder and the parts; the first process embeds photos while others wait
+    if acc.is_main_process: clear_asides(out, deep=True)
+    cfg = _open_run(cfg, out)
+    with acc.main_process_first(): parts = prepare(cfg, device, own=own)
+    _check_rows(cfg, parts, say)
+    if acc.is_main_process:
+        _write_splits(out, parts)
+        _write_config(cfg, out)
     # 2) the rows that are not done
-    rows,spent = _train_rows(cfg, parts, out, device=device, workers=workers, say=say)
-    # 3) the account
-    book,seconds = _book(cfg, parts),spent()
-    write_json(out/'seconds.json', dict(seconds=round(seconds, 1)))
-    return score_run(cfg, out, parts, book=book, seconds=seconds, rows=rows)
+    rows,clock = _train_rows(cfg, parts, out, device=device, workers=workers, say=say)
+    # 3) the account, by the first process
+    if not acc.is_main_process: return {}
+    clock.note()
+    return score_run(cfg, out, parts, book=_book(cfg, parts), seconds=clock.spent(), rows=rows)
 
 # %% ../../nbs/17_experiment.ipynb #d73ece02
+def _nothing(text): pass
+
+@contextmanager
+def _silent():
+    "A process other than the first repeats no warnings"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
 def run(
     cfg:Config, # the settings
     out:str|Path, # the run's folder
@@ -551,16 +657,22 @@ def run(
     lm:tuple=None, # your own language model and its tokenizer
     mapper:nn.Module|type=None, # your own mapping network, or its class
     reward:Callable=None, # your own main reward of the policy gradient, (texts, x) -> 'b s'
-)->dict[str,Scores]: # row -> scores
+)->dict[str,Scores]: # row -> scores; {} in every process but the first
     "Run an experiment, or go on with it; everything is written to its folder"
     cfg,out = check_config(cfg),Path(out)
-    _check_precision(cfg, device)
+    acc = _accelerator(cfg, device, out)
     cfg,own = _own_parts(cfg, workers, encoder=encoder, judge=judge, lm=lm, mapper=mapper,
                          reward=reward)
     config_text(cfg)                               # can it be written at all?
     if not _is_text(out): raise ValueError(f'{str(out)!r} is no UTF-8: choose another folder')
-    how = f'stopped; {out} keeps what was finished, and the same command goes on'
-    with stoppable(how), locked(out):
+    if acc.num_processes>1:
+        if workers>1: raise ValueError('Processes that share each row train one after another: '
+                                       'take workers=1')
+        device = acc.device
+    how = f'stopped; {out} keeps what was done, and the same command goes on'
+    ours = locked(out) if acc.is_main_process else _silent()
+    with training_with(acc), stoppable(how), ours:
+        say = say if acc.is_main_process else _nothing
         return _run(cfg, out, own, device=device, workers=workers, say=say)
 
 # %% ../../nbs/17_experiment.ipynb #25303fcc
@@ -595,7 +707,7 @@ def _meta(cfg, parts, *, book, seconds):
     device = str(getattr(parts.encoder, 'device', 'cpu'))
     return dict(version=__version__, torch=torch.__version__, device=device,
                 precision=cfg.precision, tokenize=cfg.tokenize, seed=cfg.seed,
-                seconds=round(seconds, 1),
+                seconds=round(seconds, 1), processes=accelerator_now().num_processes,
                 encoder=parts.encoder.hash, judge=parts.judge.hash,
                 ledger=book, config=without_paths(cfg))
 

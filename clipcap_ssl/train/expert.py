@@ -7,10 +7,14 @@ __all__ = ['candidate_captions', 'caption_prior', 'pool_bias', 'select_captions'
 
 # %% ../../nbs/15_expert.ipynb #67140803
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import TypedDict
+from ..core import write_json
+from ..documents import read_document
 from ..models.captioner import Captioner
 from ..models.lm import tokenize_captions
 from ..models.encoder import ImageTextEncoder, pooled
@@ -20,7 +24,8 @@ from ..metrics.words import split_words
 from ..rewards.reward import embed_unique
 from .policy import frozen_copy
 from .supervised import Pairs, caption_step, optimiser
-from .loop import batches, fit, warmup_cosine
+from .loop import Checkpoint, accelerator_now, batches, fit, from_first
+from .loop import gathered, warmup_cosine
 
 # %% ../../nbs/15_expert.ipynb #b33f0454
 def candidate_captions(
@@ -170,10 +175,61 @@ def _choose(pool, x, how):
     return texts, dict(pool=len(pool), bonus=bonus, score=best.mean().item())
 
 # %% ../../nbs/15_expert.ipynb #fc9906c3
+class _Later:
+    "A hook, for steps that count on from `first`"
+    def __init__(self, hook, first): self.hook,self.first = hook,first
+    def __call__(self, step, model, row): return self.hook(self.first+step, model, row)
+
+class _LaterWithMemory(_Later):
+    "The same for a hook that remembers something"
+    def state_dict(self): return self.hook.state_dict()
+    def load_state_dict(self, state): self.hook.load_state_dict(state)
+
 def _later(hooks, first):
     "The same hooks, for steps that count on from `first`"
-    def later(hook): return lambda step, model, row: hook(first+step, model, row)
-    return [later(h) for h in hooks]
+    def kind(hook): return _LaterWithMemory if hasattr(hook, 'state_dict') else _Later
+    return [kind(h)(h, first) for h in hooks]
+
+# %% ../../nbs/15_expert.ipynb #abbf2899
+class _Kept(TypedDict):
+    "kept-R.json: the captions that round R learns from"
+    texts:list[str]
+    stats:dict
+    rows:list[dict]
+
+def _keep(checkpoint, r, **kept):
+    "Write down what a round learns from"
+    folder = Path(checkpoint.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder/f'kept-{r}.json', kept)
+
+def _begun(checkpoint):
+    "The round that was being learnt when a run was interrupted, and its captions"
+    r = checkpoint.facts().get('round') if checkpoint else None
+    if r is None: return 0,None
+    return r,read_document(Path(checkpoint.folder)/f'kept-{r}.json', _Kept)
+
+def _of_round(checkpoint, r, n_steps):
+    "The checkpoint of a round's learning"
+    if checkpoint is None: return None
+    return replace(checkpoint, first=r*n_steps, extra={**checkpoint.extra, 'round':r},
+                   about={**checkpoint.about, 'round':r+1})
+
+# %% ../../nbs/15_expert.ipynb #5a99749a
+def _pool(model, x, n_samples, *, n_null, seed, max_new_tokens):
+    "Candidates, written by all processes"
+    acc = accelerator_now()
+    n,ours = acc.num_processes,acc.process_index
+    some = x if n==1 else x[len(x)*ours//n:len(x)*(ours+1)//n]
+    texts = candidate_captions(model, some, n_samples, n_null=-(-n_null//n),
+                               seed=seed+7919*ours, max_new_tokens=max_new_tokens)
+    return texts if n==1 else list(dict.fromkeys(gathered(texts)))
+
+def _write_and_choose(model, x, how, *, reward_free, n_samples, n_null, **writing):
+    "What a round learns from: captions, those of an image together, and numbers for the log"
+    if reward_free: return sample(model, x, how.top, **writing).text, {}
+    pool = _pool(model, x, n_samples, n_null=n_null, **writing)
+    return _choose(pool, x, how)
 
 # %% ../../nbs/15_expert.ipynb #b9c5e1c4
 def train_expert(
@@ -200,29 +256,35 @@ def train_expert(
     tokenize:str|Callable='unicode', # how words are counted: 'unicode', 'characters', or text -> words
     seed:int=0, # of samples and order
     hooks:Sequence[Callable]=(), # for `fit`; steps count on from round to round
+    checkpoint:Checkpoint=None, # where the state of each round is kept
 )->list[dict]: # a row per round: mean tokens of what was kept, last loss; size of the pool, bonus, mean score
     "Stage 2 by expert iteration"
     how = _Choice(first=frozen_copy(model), encoder=encoder, scale=scale or encoder.logit_scale,
                   prior_weight=prior_weight, target=target_words, top=top, judge=judge,
                   tokenize=tokenize)
-    rows = []
-    for r in range(rounds):
-        writing = dict(seed=seed*1000+2*r, max_new_tokens=max_new_tokens)
-        if reward_free: texts, stats = sample(model, x, top, **writing).text, {}
-        else:
-            # 1) write
-            pool = candidate_captions(model, x, n_samples, n_null=n_null, **writing)
-            # 2) choose
-            texts, stats = _choose(pool, x, how)
-        # 3) learn
+    written = dict(reward_free=reward_free, n_samples=n_samples, n_null=n_null,
+                   max_new_tokens=max_new_tokens)
+    first,kept = _begun(checkpoint)
+    rows = list(kept['rows']) if kept else []
+    for r in range(first, rounds):
+        # 1) write and choose, unless that was done before
+        if not kept:
+            found = _write_and_choose(model, x, how, seed=seed*1000+2*r, **written)
+            texts, stats = from_first(found)
+            kept = dict(texts=texts, stats=stats, rows=list(rows))
+            if checkpoint: _keep(checkpoint, r, **kept)
+        texts, stats = kept['texts'], kept['stats']
+        # 2) learn
         tokens, mask = (o.to(x.device) for o in tokenize_captions(model.tokenizer, texts))
-        kept = Pairs(x.repeat_interleave(len(texts)//len(x), 0), tokens, mask)
+        pairs = Pairs(x.repeat_interleave(len(texts)//len(x), 0), tokens, mask)
         opt, order = optimiser(model, lr, lr_lm), seed*1000+r
-        step = expert_step(kept, labelled, label_weight)
+        step = expert_step(pairs, labelled, label_weight)
         loader = batches(len(texts), batch_size, order)
         log = fit(model, loader, step, opt=opt, n_steps=n_steps, hooks=_later(hooks, r*n_steps),
                   sched=warmup_cosine(opt, n_steps, min(20, n_steps//5)), seed=order,
+                  checkpoint=_of_round(checkpoint, r, n_steps),
                   desc=f'stage 2, expert, round {r+1} of {rounds}')
         mean_words = (mask.sum(1).float().mean()-1).item()        # tokens without the end token
         rows.append(dict(round=r+1, words=mean_words, loss=log[-1]['loss'], **stats))
+        kept = None
     return rows

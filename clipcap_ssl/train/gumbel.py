@@ -20,7 +20,8 @@ from ..rewards.gradient import straight_through
 from ..rewards.reward import contrast_with, contrastive, cosine, rewarded
 from .policy import anchors, frozen_copy
 from .supervised import Pairs, optimiser
-from .loop import batches, fit, warmup_cosine
+from .loop import Checkpoint, batches, fit, mine, no_autocast, own_chance
+from .loop import own_seed, share, warmup_cosine, whole_count
 
 # %% ../../nbs/16_gumbel.ipynb #b635dbe1
 def word_rows(
@@ -54,22 +55,30 @@ def gumbel_step(
     max_new_tokens:int=24, # longest caption
 )->Callable: # a loss function for `fit`, of row numbers of `x`
     "Stage 2's loss by straight-through Gumbel-Softmax"
-    anchored = anchors(reference, labelled, kl, label_weight=label_weight, label_batch=label_batch)
+    held = anchors(reference, None, kl, label_weight=0)
+    taught = anchors(None, labelled, 0, label_weight=label_weight, label_batch=label_batch)
     if temperature<=0: raise ValueError('The temperature of a relaxed sample is above 0')
     def loss_fn(model, rows):
         model.eval()
+        n_images,rows = len(rows),mine(rows)
         xs = x[rows.to(x.device)]
         # 1) sample captions, and score them again with gradient
         g = sample(model, xs, n_samples,
-            seed=int(torch.randint(2**31, ())), max_new_tokens=max_new_tokens)
+            seed=own_seed(int(torch.randint(2**31, ()))), max_new_tokens=max_new_tokens)
         logits = model.scores(xs, g.tokens, g.mask)
         # 2) cross the bridge
-        w = word_rows(logits, g.tokens, g.mask, temperature=temperature)
-        y = bridge(w, g.tokens, g.mask)
+        with own_chance(xs):
+            w = word_rows(logits, g.tokens, g.mask, temperature=temperature)
+            y = bridge(w, g.tokens, g.mask)
         # 3) reward and anchors
-        r = rewarded(reward, y.view(len(xs), n_samples, -1), xs, ids=rows)
+        with no_autocast(xs):
+            r = rewarded(reward, y.view(len(xs), n_samples, -1).to(xs), xs, ids=rows)
         stats = dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item())
-        return anchored(-r.mean(), stats, model, x=xs, samples=g, logits=logits, images=len(xs))
+        n_tokens = g.mask.sum()
+        div, stats = held(0., stats, model, x=xs, samples=g, logits=logits)
+        labels, _ = taught(0., {}, model, x=None, samples=None, logits=None, images=n_images)
+        part, tokens = share(len(rows), n_images), share(n_tokens, whole_count(n_tokens))
+        return part*-r.mean()+tokens*div+labels, stats
     return loss_fn
 
 # %% ../../nbs/16_gumbel.ipynb #3571915b
@@ -94,6 +103,7 @@ def train_gumbel(
     max_new_tokens:int=24, # longest caption
     seed:int=0, # order of the photos, and the samples
     hooks=(), # for `fit`
+    checkpoint:Checkpoint=None, # for `fit`: where the state is kept
 )->list[dict]: # the log: reward, divergence and tokens per caption at each step
     "Stage 2 by straight-through Gumbel-Softmax"
     opt = optimiser(model, lr, lr_lm)
@@ -105,4 +115,4 @@ def train_gumbel(
         temperature=temperature, max_new_tokens=max_new_tokens)
     sched = warmup_cosine(opt, n_steps, min(10, n_steps//5))
     return fit(model, batches(len(x), batch_size, seed), step, opt=opt, n_steps=n_steps,
-        hooks=hooks, sched=sched, seed=seed, desc='stage 2, gumbel')
+        hooks=hooks, sched=sched, seed=seed, checkpoint=checkpoint, desc='stage 2, gumbel')

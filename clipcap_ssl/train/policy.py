@@ -20,7 +20,8 @@ from ..rewards.gradient import batch_normed, greedy_baseline, group_mean, group_
 from ..rewards.gradient import leave_one_out, policy_gradient_loss, preference_loss
 from ..rewards.gradient import signal_and_noise
 from .supervised import Pairs, caption_step, optimiser
-from .loop import batches, fit, warmup_cosine
+from .loop import Checkpoint, RowMemory, batches, fit, mine, no_autocast
+from .loop import own_seed, share, warmup_cosine, whole_count
 from ..rewards.reward import rewarded
 
 # %% ../../nbs/14a_stage2.ipynb #3cfd0c81
@@ -239,25 +240,29 @@ def policy_step(
     def parts(model, rows, images=0):
         "(part -> loss, numbers) of some images at a time, and last of the labels; all add up"
         model.eval()
+        n_images,rows = len(rows),mine(rows)
         xs = x[rows.to(x.device)]
         # 1) sample
-        seed = int(torch.randint(2**31, ()))
+        seed = own_seed(int(torch.randint(2**31, ())))
         g = sample(model, xs, n_samples, temperature=temperature, seed=seed,
                    max_new_tokens=max_new_tokens)
         # 2) reward
-        rewards = rewarded(reward, g.text, xs, ids=rows)
         def greedy_rewards():
             said = greedy(model, xs, max_new_tokens=max_new_tokens).text
             return rewarded(reward, said, xs, ids=rows)[:,0]
-        adv = _advantages(objective, rewards, greedy_rewards)
+        with no_autocast(xs):
+            rewards = rewarded(reward, g.text, xs, ids=rows)
+            adv = _advantages(objective, rewards, greedy_rewards)
         # 3) score the samples again, with gradient
+        n_tokens = g.mask.sum()
+        shares = dict(reward=share(len(rows), n_images), kl=share(n_tokens, whole_count(n_tokens)))
         stats = dict(reward=rewards.mean().item(), tokens=g.mask.sum(1).float().mean().item())
         for at in torch.arange(len(xs)).split(images or len(xs)):
             found, more = score(model, xs, g, at=at.to(xs.device), rewards=rewards, adv=adv)
-            yield found, stats|more
+            yield {k:shares[k]*o for k,o in found.items()}, stats|more
             stats = {}
         # 4) the labelled pairs
-        loss, _ = taught(0., {}, model, x=None, samples=None, logits=None, images=len(xs))
+        loss, _ = taught(0., {}, model, x=None, samples=None, logits=None, images=n_images)
         yield (dict(labels=loss) if label_weight else {}), {}
 
     def loss_fn(model, rows):
@@ -267,7 +272,6 @@ def policy_step(
         return sum(o for p,_ in found for o in p.values()), _sum_by_name(s for _,s in found)
     loss_fn.parts = parts
     return loss_fn
-
 
 # %% ../../nbs/14a_stage2.ipynb #25b37149
 @torch.no_grad()
@@ -290,7 +294,7 @@ def caption_kl(
     return (total/len(x)).item(), g.text
 
 # %% ../../nbs/14a_stage2.ipynb #cd320ab8
-class Trace:
+class Trace(RowMemory):
     "A hook for `fit`: divergence from the start, reward and captions, every so many steps"
     def __init__(self,
         x:Float[Tensor,'n d'], # features of the images to look at
@@ -337,7 +341,7 @@ def gradient_noise(
     norms = {f'norm_{k}':_length(g).item() for k,g in grads.items()}
     return dict(**norms, signal2=signal, noise2=noise)
 
-class GradientNoise:
+class GradientNoise(RowMemory):
     "A hook for `fit`: writes `gradient_noise` into the log every so many steps"
     def __init__(self,
         step:Callable, # the loss that is trained with, made by `policy_step`
@@ -387,6 +391,7 @@ def train_policy(
     part_norm:float=0., # each part's gradient is clipped to this norm by itself; 0: only all together
     micro_batch:int=0, # images that are scored at a time, to save memory; 0: all
     noise_every:int=0, # steps between looks at the gradient's noise; 0: never
+    checkpoint:Checkpoint=None, # for `fit`: where the state is kept
 )->list[dict]: # the log: reward, divergence and tokens per caption at each step, and the looks at the noise
     "Stage 2 by the policy gradient"
     opt = optimiser(model, lr, lr_lm)
@@ -400,4 +405,4 @@ def train_policy(
     loader = batches(len(x), batch_size, seed)
     if noise_every: hooks = [*hooks, GradientNoise(step, loader, every=noise_every)]
     return fit(model, loader, step, opt=opt, n_steps=n_steps, hooks=hooks, sched=schedule,
-               seed=seed, desc='stage 2, policy')
+               seed=seed, checkpoint=checkpoint, desc='stage 2, policy')

@@ -16,7 +16,8 @@ from ..data.base import Captioned
 from ..data.features import Features
 from ..models.captioner import Captioner, caption_loss, null_rows
 from ..models.lm import tokenize_captions
-from .loop import batches, fit, warmup_cosine
+from .loop import Checkpoint, batches, fit, mine, own_chance, share
+from .loop import warmup_cosine
 
 # %% ../../nbs/08_stage1.ipynb #d49664e4
 @dataclass
@@ -70,12 +71,19 @@ def caption_step(
 )->Callable: # a loss function for `fit`, of row numbers
     "Stage 1's loss"
     def loss_fn(model, rows):
+        # 1) chance of the whole batch, and our part of it
         rows = rows.to(data.x.device)
         null = null_rows(len(rows), p_null).to(rows.device)
+        n_tokens = data.mask[rows].sum()
+        rows,null = mine(rows),mine(null)
+        # 2) captions, padded to the batch and not to the corpus
         mask = data.mask[rows]
-        t = int(mask.sum(1).max())   # pad to the batch, not to the corpus
+        t = int(mask.sum(1).max())
         tokens,mask = data.tokens[rows,:t],mask[:,:t]
-        return caption_loss(model, data.x[rows], tokens, mask=mask, null=null),{}
+        # 3) loss
+        with own_chance(data.x):
+            loss = caption_loss(model, data.x[rows], tokens, mask=mask, null=null)
+        return share(mask.sum(), n_tokens)*loss,{}
     return loss_fn
 
 # %% ../../nbs/08_stage1.ipynb #f9c16886
@@ -131,6 +139,18 @@ class KeepBest:
         if self.best: model.load_state_dict(self.best, strict=False)
         elif self.seen: warnings.warn('The score was no number at any look: no parameters are kept')
 
+    def state_dict(self)->dict:
+        "What a checkpoint has to keep"
+        seen = torch.tensor(self.seen, dtype=torch.float64).view(-1, 2)
+        return dict(at=self.at, seen=seen, **{f'best.{k}':p for k,p in self.best.items()})
+
+    def load_state_dict(self, state:dict):
+        "Go on as the hook whose state it was"
+        self.at = state['at']
+        self.seen = [(int(step), score) for step,score in state['seen'].tolist()]
+        best = {k.removeprefix('best.'):p for k,p in state.items() if k.startswith('best.')}
+        self.best = best
+
 # %% ../../nbs/08_stage1.ipynb #a22b1dd7
 def optimiser(
     model:Captioner, # the captioner
@@ -159,6 +179,8 @@ def train_supervised(
     every:int=25, # steps between looks at `dev`
     patience:int=4, # looks without a better loss before stopping
     seed:int=0, # order of the pairs, and the null prefixes
+    hooks:Sequence[Callable]=(), # for `fit`
+    checkpoint:Checkpoint=None, # for `fit`: where the state is kept
 )->list[dict]: # the log, with `dev` where it was looked at
     "Stage 1"
     opt = optimiser(model, lr, lr_lm)
@@ -166,6 +188,7 @@ def train_supervised(
     keep = KeepBest(lambda m: mean_loss(m, dev), every, patience) if dev else None
     loader = batches(len(train), batch_size, seed)
     log = fit(model, loader, caption_step(train), opt=opt, n_steps=n_steps, sched=sched,
-              hooks=[keep] if keep else (), seed=seed, desc='stage 1')
+              hooks=[*hooks, keep] if keep else hooks, seed=seed, checkpoint=checkpoint,
+              desc='stage 1')
     if keep: keep.restore(model)
     return log

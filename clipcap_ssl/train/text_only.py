@@ -14,7 +14,8 @@ from ..models.captioner import Captioner, caption_loss, null_rows
 from ..models.lm import tokenize_captions
 from ..models.encoder import ImageTextEncoder, pooled
 from .supervised import Pairs, optimiser
-from .loop import batches, fit, warmup_cosine
+from .loop import Checkpoint, batches, fit, mine, own_chance, share
+from .loop import warmup_cosine
 
 # %% ../../nbs/appendix/text_only.ipynb #3f5e7b30
 @torch.no_grad()
@@ -39,12 +40,16 @@ def text_step(
         # 1) noisy embeddings, of unit length
         x = data.x[rows]
         x = F.normalize(x+noise*torch.randn_like(x)/x.shape[1]**.5, dim=-1)
-        # 2) their texts, padded to the longest of the batch
+        null = null_rows(len(rows), p_null).to(x.device)
+        n_tokens = data.mask[rows].sum()
+        # 2) our part of the batch: texts, padded to the longest
+        rows,x,null = mine(rows),mine(x),mine(null)
         mask = data.mask[rows]
         t = int(mask.sum(1).max())
         tokens,mask = data.tokens[rows,:t],mask[:,:t]
-        null = null_rows(len(rows), p_null).to(x.device)
-        return caption_loss(model, x, tokens, mask=mask, null=null),{}
+        # 3) loss
+        with own_chance(x): loss = caption_loss(model, x, tokens, mask=mask, null=null)
+        return share(mask.sum(), n_tokens)*loss,{}
     return loss_fn
 
 # %% ../../nbs/appendix/text_only.ipynb #92d3a987
@@ -61,6 +66,8 @@ def train_text_only(
     lr_lm:float=1e-3, # of the language model
     max_length:int=40, # longest sentence, tokens
     seed:int=0, # of the order and the noise
+    hooks:Sequence[Callable]=(), # for `fit`
+    checkpoint:Checkpoint=None, # for `fit`: where the state is kept
 )->list[dict]: # the log
     "Learn to decode the text tower"
     if not len(texts): raise ValueError('A start from text needs sentences')
@@ -70,4 +77,4 @@ def train_text_only(
     sched = warmup_cosine(opt, n_steps, min(20, n_steps//10))
     loader = batches(len(texts), batch_size, seed)
     return fit(model, loader, text_step(data, noise), opt=opt, n_steps=n_steps, sched=sched,
-               seed=seed, desc='start from text')
+               hooks=hooks, seed=seed, checkpoint=checkpoint, desc='start from text')

@@ -210,7 +210,10 @@ def main():
                              load_encoder(name, dtype=torch.bfloat16)])
         return made
     libraries = ('torch','open_clip_torch','numpy','pycocoevalcap')
-    report = dict(commit=commit(), machine=machine(), captions=a.captions and Path(a.captions).name,
+    git = ['git', '-C', a.earlier, 'log', '-1', '--format=%h']
+    before = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    report = dict(commit=commit(), earlier=before, machine=machine(),
+                  captions=a.captions and Path(a.captions).name,
                   versions={o:version(o) for o in libraries})
     parts = dict(
         text_network=lambda: text_network(*encoders(), texts, a.rounds),

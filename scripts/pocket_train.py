@@ -201,14 +201,15 @@ def no_repeat(tokens, logits, n=3):
     return logits.scatter_reduce(1, grams[...,-1], bound, 'amin')
 
 @torch.no_grad()
-def write(captioner, prefix, chance=False, length=longest, n=3):
-    "'b t' captions, greedy or sampled, ended (unless cut) and padded"
+def write(captioner, prefix, temperature=0., length=longest, n=3):
+    "'b t' captions, greedy or sampled at a temperature, ended (unless cut) and padded"
     tokens = torch.zeros(len(prefix), 0, dtype=torch.long, device=prefix.device)
     over = torch.zeros(len(prefix), dtype=torch.bool, device=prefix.device)
     for _ in range(length):
         logits = captioner.lm(prefix, tokens)[:,-1].float()
         if n: logits = no_repeat(tokens, logits, n)
-        if chance: logits = logits - torch.empty_like(logits).exponential_().log()
+        if temperature:
+            logits = logits/temperature - torch.empty_like(logits).exponential_().log()
         new = logits.argmax(-1).masked_fill(over, pad)
         over = over | (new==eos)
         tokens = torch.cat([tokens, new[:,None]], 1)
@@ -643,20 +644,20 @@ class Pocket:
             self.save('supervised', self.captioner)
 
     # -- phase 4
-    def train_reward(self, seconds, n=5, weight=.1):
+    def train_reward(self, seconds, n=8, weight=.1, temperature=.7):
         model = set_dropout(copy.deepcopy(self.captioner).requires_grad_(True), 0.).eval()
         model.null_prefix.requires_grad_(False)
         average,best = Average(model, .98),Best()
         cider = Cider(self.texts['train'], end=True)
         whole = self.views[0,:,0,:cfg['embed_dim']].float()
-        pool = Batches(len(whole), self.batch(192), self.dev)
+        pool = Batches(len(whole), self.batch(128), self.dev)
         said = {}
         @torch.no_grad()
         def sampled(x, rows):
             "Captions by chance, and how much better each is than the photo's others"
             with self.amp():
                 prefix = model.prefix(x).repeat_interleave(n, 0)
-                tokens = write(model, prefix, chance=True, n=0)
+                tokens = write(model, prefix, temperature, n=0)
                 y = self.encoder.read(ended(tokens))
             score = cider(tokens, self.texts['train'][rows].repeat_interleave(n, 0))
             own = torch.arange(len(rows), device=self.dev).repeat_interleave(n)
@@ -674,7 +675,7 @@ class Pocket:
             # autocast keeps what it cast without gradients: a context of its own
             with self.amp():
                 prefix = model.prefix(x).repeat_interleave(n, 0)
-                logits = model.lm(prefix, tokens[:,:-1]).float()
+                logits = model.lm(prefix, tokens[:,:-1]).float()/temperature
                 nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=pad,
                                        reduction='none').view_as(tokens)
             return (gain[:,None]*nats).sum()/(tokens!=pad).sum()
@@ -682,7 +683,7 @@ class Pocket:
             score,found = self.captions_score(average.model, self.x_dev)
             best(score, average.model)
             return dict(found, **{k:v.item() for k,v in said.items()})
-        params = groups(model.mapper, 1e-4, 0.) + groups(model.lm, 1e-4, 0.)
+        params = groups(model.mapper, 7e-5, 0.) + groups(model.lm, 7e-5, 0.)
         epoch = max(1, len(whole)//pool.size)
         found = fit('reward', loss_fn, params, seconds, 25*epoch, average.update, check, 12)
         self.report['reward'] = found|dict(kept=best.score>self.score)
@@ -754,15 +755,15 @@ def main():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.mha.set_fastpath_enabled(False)
     say(started=args.device)
     run = Pocket(args)
     run.load()
     run.train_lm(.12*args.seconds)
-    run.train_joint(.38*args.seconds)
+    run.train_joint(.36*args.seconds)
     run.make_views(args.views)
-    attempt(run.train_captions, .14*args.seconds)
+    attempt(run.train_captions, .12*args.seconds)
     run.save('captioner', run.captioner)
     attempt(run.train_reward, max(1., run.left()-.03*args.seconds))
     run.save('captioner', run.captioner)

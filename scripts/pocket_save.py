@@ -28,7 +28,7 @@ def make_encoder(source, folder, cfg, report):
     "Write the encoder's folder; its hash"
     vision = dict(image_size=224, timm_model_name='tf_efficientnet_lite0', timm_pool='avg',
                   timm_proj='linear')
-    text = dict(context_length=32, width=cfg['text_width'], heads=cfg['text_heads'],
+    text = dict(context_length=cfg['context'], width=cfg['text_width'], heads=cfg['text_heads'],
                 layers=cfg['text_layers'])
     model = new_encoder(folder, dict(embed_dim=cfg['embed_dim'], vision_cfg=vision, text_cfg=text),
         tokenizer(source/'tokenizer.json', end=True),

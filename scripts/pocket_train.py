@@ -32,8 +32,8 @@ tokenizer.json and report.json.
 Example: python scripts/pocket_train.py flickr8k --text other_captions.txt
              --backbone tf_efficientnet_lite0.safetensors --out pocket"""
 
-size, grid_width, context, longest = 224, 320, 32, 24
-cfg = dict(vocab=4000, embed_dim=256, text_width=128, text_heads=4, text_layers=2,
+size, grid_width, longest = 224, 320, 24
+cfg = dict(vocab=4000, context=longest, embed_dim=256, text_width=128, text_heads=4, text_layers=2,
            width=240, heads=5, layers=4, positions=64, prefix=8, mapper_layers=2)
 pad, unk, eos = 0, 1, 2
 
@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         proj = nn.Linear(trunk.num_features, d, bias=False)
         head = nn.Sequential(OrderedDict(drop=nn.Dropout(.2), proj=proj))
         self.visual = nn.ModuleDict(dict(trunk=trunk, head=head))
-        self.positional_embedding = nn.Parameter(torch.randn(context, w)*.01)
+        self.positional_embedding = nn.Parameter(torch.randn(cfg['context'], w)*.01)
         self.text_projection = nn.Parameter(torch.randn(w, d)*w**-.5)
         self.logit_scale = nn.Parameter(torch.tensor(3.))
         blocks = [TextBlock(w, cfg['text_heads']) for _ in range(cfg['text_layers'])]

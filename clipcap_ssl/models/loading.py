@@ -97,6 +97,7 @@ def fetch_model(
     "Find a model: a folder as it is, then the local cache, then one try at the hub"
     # 1) a folder, or the cache
     if Path(name).is_dir(): return Path(name)
+    if str(name)=='pocket': return asset_path('pocket/captioner')
     name, at = str(name), dict(revision=revision, token=token)
     cached = _cached(name, at)
     if cached: return cached

@@ -131,7 +131,7 @@ def encoder_lacks(
     name:str, # as `load_encoder` takes it
 )->str: # '' if nothing
     "What an encoder lacks on this machine, and how to get it"
-    if name in ('toy','toy-judge'): return ''
+    if name in ('toy','toy-judge','pocket'): return ''
     kind,_,rest = name.partition(':')
     if not rest: return f"'{name}' is no encoder. Name one: --encoder FOLDER"
     if kind!='open_clip': return ''                 # code of your own, imported before

@@ -52,6 +52,7 @@ Seed = Annotated[int, Range(0, 2**31-1)]
 class DataConfig:
     "Settings of the data, the encoders, the language model and the labels"
     data:str='scenes' # 'scenes', or a folder of any known format, coco:FOLDER, or karpathy:FOLDER for its split
+    manifest:str='' # the list of the folder's photos and captions, where there are several; '': the one that is found
     unlabelled:str='' # photos without captions: another manifest in that folder, or store:FOLDER of features
     encoder:str='toy' # what the captioner sees, and what rewards it; or 'package.module:function'
     judge:str='toy-judge' # another encoder, which judges; or 'package.module:function'
@@ -126,6 +127,8 @@ class TrainingConfig:
     precision:str='no' # precision of the forward pass: 'no' is float32; 'fp16' needs a GPU
     accumulate:Natural=1 # passes into which each batch is cut, to save memory
     checkpoint_every:Count=100 # training steps between saves, from which a killed run goes on; 0: when you stop it
+    live:Count=25 # training steps between looks for the page live.html, at most one in 15 seconds; 0: no page
+    safety:bool=True # keep stage 1's captioner where nothing on the dev photos says that stage 2 helped
     log_with:str='none' # send the numbers of each step to 'tensorboard' or 'wandb' as well
 
 

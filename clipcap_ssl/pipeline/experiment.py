@@ -24,6 +24,7 @@ from .. import __version__
 from ..core import NotWritten, clear_asides, locked, named_object, progress
 from ..core import stoppable, write_json, write_lines, write_text
 from ..documents import read_document
+from ..metrics.cider import CiderD
 from ..metrics.words import for_counts, split_words, warn_unspaced
 from ..metrics.oracle import claims_table, oracle_scores
 from ..metrics.oracle import precision_by_attribute, wrong_words
@@ -36,7 +37,9 @@ from .config import row_start, run_config, save_config, saved_row, without_paths
 from .setup import OwnParts, Parts, ledger, name_own, prepare, scene_parts
 from .setup import trained_on
 from ..report.evaluate import Scores, evaluate, table
-from ..report.gallery import gallery, gallery_page
+from ..report.gallery import data_uri, gallery, gallery_page
+from ..report.helped import stage2_helps
+from ..report.live import Live
 from ..rewards.reward import clip_reward, contrastive_reward, fluency_reward
 from ..rewards.reward import length_reward, repetition_reward, self_cap_reward, weighted
 from ..train.expert import train_expert
@@ -146,13 +149,15 @@ def _main_reward(cfg, parts, first):
 
 def _reward(cfg, parts, model):
     "The main reward and those that have a weight"
-    first = frozen_copy(model)
-    how = for_counts(cfg.tokenize)
-    extra = [(cfg.length_weight, length_reward(_label_lengths(cfg, parts), how)),
-             (cfg.fluency_weight, fluency_reward(first.lm, first.tokenizer)),
-             (cfg.repetition_weight, repetition_reward(how))]
-    weighed = [(w,r) for w,r in extra if w]
-    return weighted((1., _main_reward(cfg, parts, first)), *weighed)
+    compares = cfg.fluency_weight or cfg.reward=='self_cap'
+    first,how = frozen_copy(model) if compares else None,for_counts(cfg.tokenize)
+    weighed = [(1., _main_reward(cfg, parts, first))]
+    if cfg.length_weight:
+        weighed.append((cfg.length_weight, length_reward(_label_lengths(cfg, parts), how)))
+    if cfg.fluency_weight:
+        weighed.append((cfg.fluency_weight, fluency_reward(first.lm, first.tokenizer)))
+    if cfg.repetition_weight: weighed.append((cfg.repetition_weight, repetition_reward(how)))
+    return weighted(*weighed)
 
 # %% ../../nbs/17_experiment.ipynb #3fb0b678
 def _policy(cfg, parts, model, *, reward=None, **how):
@@ -263,6 +268,29 @@ def _trace(cfg, parts, kind, *, start):
     hook.rows[0]['step'] = 0
     return [hook]
 
+# %% ../../nbs/17_experiment.ipynb #fabe7f47
+def _dev_cider(cfg, parts, row):
+    "CIDEr of a captioner on the first dev photos; None without dev photos"
+    if not parts.dev: return None
+    ids,x = parts.dev.ids[:100],parts.dev.x[:100]
+    judge = CiderD({i:parts.dev.references[i] for i in ids}, cfg.tokenize)
+    return lambda model: float(judge(write_captions(cfg, row, model, x=x), ids).mean())
+
+def _live(cfg, parts, out, *, row, start):
+    "The hook that writes the page of a run: one, or none"
+    if not cfg.live or not accelerator_now().is_main_process: return []
+    # 1) sixteen photos
+    if parts.dev: ids,x,photos = parts.dev.ids,parts.dev.x,parts.dev.photos
+    else: ids,x,photos = [o for o in parts.plain.ids if o in parts.features],parts.x,parts.plain
+    at = {o:i for i,o in enumerate(photos.ids)}
+    try: pictures = [data_uri(photos.image(at[o]), 256) for o in ids[:16]]
+    except ValueError: return []                 # a store has features and no photos
+    if not pictures: return []
+    # 2) the hook
+    def write(model): return write_captions(cfg, row, model, x=x[:16])
+    return [Live(out, row, write, pictures=pictures, every=cfg.live, pause=15.,
+                 fresh=start is None, cider=_dev_cider(cfg, parts, row))]
+
 # %% ../../nbs/17_experiment.ipynb #fedf2155
 def _keep_captioner(cfg, parts, row, *, model, folder):
     "Save a captioner, with what it is and the similarity below which it should be unsure"
@@ -277,7 +305,7 @@ def _keep_captioner(cfg, parts, row, *, model, folder):
     model.save_pretrained(folder, beside={'calibration.json': calibration})
 
 # %% ../../nbs/17_experiment.ipynb #3a5ceefa
-_same_results = ('rows','verify','checkpoint_every','log_with') # settings that change no row
+_same_results = ('rows','verify','features','checkpoint_every','log_with','live','safety') # settings that change no row
 
 def _training_key(cfg, parts):
     "What a row's state belongs to: settings and data"
@@ -371,11 +399,12 @@ def _run_row(cfg, parts, out, *, row, clock=None):
     spent = _read_row(out, start)['cpu_seconds'] if start else 0
     model = _load(cfg, parts, out, row=start)
     # 2) train
-    log,hooks = [],[]
+    log,looks = [],[]
     if kind in row_training:
-        hooks = _trace(cfg, parts, kind, start=copy_captioner(model) if start else None)
+        looks = _trace(cfg, parts, kind, start=copy_captioner(model) if start else None)
+        live = _live(cfg, parts, out, row=row, start=start)
         with _tracked(cfg, acc, out, row=row):
-            log = row_training[kind](cfg, parts, model, hooks=hooks, checkpoint=kept)
+            log = row_training[kind](cfg, parts, model, hooks=[*looks, *live], checkpoint=kept)
     # 3) write captions
     said = dict(zip(parts.test.ids, _said(cfg, row, model, x=parts.test.x)))
     dev = parts.dev
@@ -383,7 +412,7 @@ def _run_row(cfg, parts, out, *, row, clock=None):
     # 4) the first process saves it all: logs and captioners, then the file that says it is done
     if acc.is_main_process:
         _write_row(cfg, parts, out, row=row, model=model, log=log)
-        trace = [look for hook in hooks for look in hook.rows]
+        trace = [look for hook in looks for look in hook.rows]
         write_json(out/'rows'/f'{row}.json', dict(cpu_seconds=round(seconds()+spent, 1),
                                                   captions=said, dev=said_dev, trace=trace))
         shutil.rmtree(kept.folder, ignore_errors=True)
@@ -617,6 +646,24 @@ def _check_rows(cfg, parts, say):
     if 'human' in cfg.rows and not parts.test.human:
         say('human: not scored, it needs test photos with two captions or more')
 
+def _safer(cfg, parts, out, say):
+    "Keep stage 1's captioner where nothing says that stage 2 helped"
+    row = kept_row(cfg)
+    asked = cfg.safety and parts.dev and row.startswith('stage2')
+    if not asked or not (out/'captioners'/'stage1').is_dir() or row not in _finished(out): return
+    # 1) both on the dev photos
+    def scores(row):
+        said = _read_row(out, row)['dev']
+        return evaluate(said, parts.dev.references, parts.dev.x_judge, judge=parts.judge,
+                        metrics=('cider',), prompt=cfg.prompt, tokenize=cfg.tokenize)
+    helps,why = stage2_helps(scores(row), scores('stage1'))
+    say(f'kept: {row if helps else "stage1"}; {why}')
+    # 2) the other captioner
+    if helps or saved_row(out/'captioner')=='stage1': return
+    model = _load(cfg, parts, out, row='stage1')
+    model.decoding = row_decoding(cfg, 'stage1')
+    _keep_captioner(cfg, parts, 'stage1', model=model, folder=out/'captioner')
+
 def _run(cfg, out, own, *, device, workers, say):
     "Run an experiment in a folder that is ours alone"
     acc = accelerator_now()
@@ -633,6 +680,7 @@ def _run(cfg, out, own, *, device, workers, say):
     # 3) the account, by the first process
     if not acc.is_main_process: return {}
     clock.note()
+    _safer(cfg, parts, out, say)
     return score_run(cfg, out, parts, book=_book(cfg, parts), seconds=clock.spent(), rows=rows)
 
 # %% ../../nbs/17_experiment.ipynb #d73ece02

@@ -144,7 +144,7 @@ def _further(cfg):
     return CaptionFolder(cfg.data, manifest=cfg.unlabelled)
 def _photos(cfg):
     "The photos of a folder, each with its split"
-    ds = CaptionFolder(cfg.data)
+    ds = CaptionFolder(cfg.data, manifest=cfg.manifest or None)
     if cfg.splits:
         given = read_splits(data_folder(cfg.data)/Path(cfg.splits).expanduser())
         ds.splits = [given.get(o) for o in ds.ids]

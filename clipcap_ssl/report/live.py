@@ -6,7 +6,7 @@
 __all__ = ['Look', 'rot', 'live_page', 'Live']
 
 # %% ../../nbs/appendix/live.ipynb #32b65a53
-import html, io, json
+import html, io, math, time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -170,11 +170,12 @@ class Live:
         n_steps:int=None, # steps in all, where known
         cider:Callable=None, # captioner -> CIDEr on photos that are kept apart
         fresh:bool=False, # does training begin with a captioner that has learnt nothing?
+        pause:float=0., # seconds between looks, at least
         say:Callable=None, # is told what goes wrong, once
     ):
         self.folder,self.row,self.write,self.pictures = Path(folder),row,write,pictures
         self.every,self.n_steps,self.cider,self.say = every,n_steps,cider,say
-        self.fresh = fresh
+        self.fresh,self.pause,self.looked = fresh,pause,-math.inf
         self.log,self.looks,self.since,self.said = {},[],[],False
 
     def look(self,
@@ -201,8 +202,9 @@ class Live:
         for k in ('loss','reward','kl'):
             if np.isfinite(row.get(k, np.nan)): self.log.setdefault(k, []).append((step+1, row[k]))
         if np.isfinite(row.get('reward', np.nan)): self.since.append(row['reward'])
-        if (step+1)%self.every: return
+        if (step+1)%self.every or time.monotonic()<self.looked+self.pause: return
         self.look(step+1, model)
+        self.looked = time.monotonic()
         found = rot(self.looks, self.fresh)
         if found and self.say and not self.said:
             self.say(f'{self.row}, step {step+1}: '+', and '.join(found))

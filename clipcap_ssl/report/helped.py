@@ -55,12 +55,15 @@ def stage2_helps(
     *,
     encoder:str='clip_score', # the score by a second encoder
     level:float=.8, # of the intervals
+    least:int=20, # photos; fewer decide nothing
 )->tuple[bool,str]: # is stage 2 kept, and why
     "Does CIDEr or a second encoder say that stage 2 helped?"
     names = {'cider': 'CIDEr', encoder: 'the second encoder'}
     found = {k:_differences(after, before, k, level) for k in names}
     known = {k:(gain,n) for k,(gain,n) in found.items() if gain is not None}
     if not known: return True,'no labelled photos are kept apart, so nothing was asked'
+    n = max(n for _,n in known.values())
+    if n<least: return True,f'{n} labelled photos are kept apart, too few to decide by'
     def told(k):
         gain,n = known[k]
         return f'{names[k]} {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {n} photos'

@@ -8,7 +8,7 @@ from clipcap_ssl.core import asset_path, read_json, write_json, write_lines
 from clipcap_ssl.data.scenes import ToyScenes
 from clipcap_ssl.metrics.intervals import Interval, paired_difference
 from clipcap_ssl.models.encoder import load_encoder
-from clipcap_ssl.pipeline.check import Sight, encoder_sight, labelled_photos, verdict
+from clipcap_ssl.pipeline.check import Sight, encoder_sight, labelled_photos, stage2_verdict
 from clipcap_ssl.pipeline.config import load_config
 from clipcap_ssl.pipeline.experiment import run
 from clipcap_ssl.pipeline.setup import plan_parts
@@ -72,7 +72,7 @@ def foretold(cfg, file):
     plan = plan_parts(cfg)
     if not file.is_file(): write_json(file, encoder_sight(load_encoder(cfg.encoder), labelled_photos(plan)).as_dict())
     sight = read_json(file)
-    said = verdict(Sight(**{k: Interval(*o) if isinstance(o, list) else o for k,o in sight.items()}), len({i for i,_ in plan.labels_to_train}), len(plan.plain))
+    said = stage2_verdict(Sight(**{k: Interval(*o) if isinstance(o, list) else o for k,o in sight.items()}), len({i for i,_ in plan.labels_to_train}), len(plan.plain))
     return dict(sight=sight, verdict=said[0])
 
 @call_parse

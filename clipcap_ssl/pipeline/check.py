@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Finding', 'stops', 'Part', 'plan_table', 'parts_text', 'few_labels', 'folder_config', 'encoder_lacks', 'lm_lacks',
            'java_lacks', 'known_words', 'toy_refused', 'picture_print', 'near_pairs', 'Seen', 'look_at_photos',
-           'photo_findings', 'photos_below', 'unnamed_photos', 'caption_lengths', 'caption_findings', 'content_words',
-           'word_slots', 'caption_foils', 'Sight', 'seen_through', 'encoder_sight', 'verdict', 'verdict_line', 'Timed',
-           'time_steps', 'row_seconds', 'Cost', 'run_cost', 'costs_text', 'memory_findings', 'Report',
+           'photo_findings', 'photos_below', 'unnamed_photos', 'caption_lengths', 'caption_findings', 'swappable_words',
+           'word_slots', 'caption_foils', 'Sight', 'seen_through', 'encoder_sight', 'stage2_verdict', 'verdict_line',
+           'Timed', 'time_steps', 'row_seconds', 'Cost', 'run_cost', 'costs_text', 'memory_findings', 'Report',
            'labelled_photos', 'check_run', 'sight_text', 'report_text', 'asked_config', 'clipcap_check', 'quick_check']
 
 # %% ../../nbs/appendix/check.ipynb #bfd88bfb
@@ -182,10 +182,13 @@ def toy_refused(
     "Refuse the small world's models on real photos"
     parts = dict(encoder=cfg.encoder, judge=cfg.judge, lm=cfg.lm)
     toys = [k for k,name in parts.items() if name in ('toy','toy-judge')]
-    if not toys or cfg.data=='scenes' or known_words(captions)>.9: return []
+    if not toys or cfg.data=='scenes': return []
+    known = known_words(captions)
+    if known>.9: return []
     how = f"Name others in the recipe: {', '.join(f'{k} = ...' for k in toys)}"
     return [Finding('stop', toys[0], f'the small world\'s models ({", ".join(toys)}) know drawn '
-                    f'scenes alone and are of no use on photos. {how}')]
+                    f'scenes alone and are of no use on photos: {known:.0%} of the words of your '
+                    f'captions are in their vocabulary. {how}')]
 
 # %% ../../nbs/appendix/check.ipynb #a225a59c
 def _models_lack(cfg):
@@ -397,7 +400,7 @@ have had do does it its he she they his her their him them there who which while
 over under up down out off through next not no very just so than then too during between behind
 along around across against beside two three'''.split())
 
-def content_words(
+def swappable_words(
     captions:Sequence[list[str]], # cut into words
     most:float=.5, # a word in a larger share of captions says little
 )->set[str]:
@@ -449,7 +452,7 @@ def caption_foils(
     from clipcap_ssl.metrics.words import split_words
     cut = [split_words(list(o), tokenize) for o in captions]
     flat = [ws for o in cut for ws in o]
-    content = content_words(flat)
+    content = swappable_words(flat)
     slots,found = word_slots(flat, content),[]
     for k,own in enumerate(cut):
         rng = random.Random(f'foils {seed} {k}')
@@ -538,7 +541,7 @@ _boundary = 3 # times chance: R@1 above which stage 2 helped in the set-ups
 
 def _percent(o): return f'{100*o.mean:.0f} % ({100*o.low:.0f} to {100*o.high:.0f})'
 
-def verdict(
+def stage2_verdict(
     sight:Sight|None, # of the encoder; None: it could not be asked
     labelled:int=1, # photos with captions to learn from
     plain:int=1, # photos without
@@ -827,7 +830,7 @@ def _ask_encoder(cfg, plan, ds, report, *, texts, device, seed):
     counts = {}
     if plan:
         counts = dict(labelled=len({i for i,_ in plan.labels_to_train}), plain=len(plan.plain))
-    report.verdict = verdict(report.sight, **counts)
+    report.verdict = stage2_verdict(report.sight, **counts)
     if not report.can_start: return
     timed = time_steps(cfg, encoder, texts)
     report.costs = run_cost(cfg, plan, timed, per_photo=report.sight.seconds)
@@ -857,7 +860,7 @@ def check_run(
     if not texts: report.found.append(Finding('stop', 'labels', 'no photo has a caption to learn'))
     # 3) the encoder
     if fast: return report
-    report.verdict = verdict(None)
+    report.verdict = stage2_verdict(None)
     lost = {o.about for o in stops(report.found)}
     if sum(map(bool, ds.captions))<2 or lost&{'encoder','settings'}: return report
     try: _ask_encoder(cfg, plan, ds, report, texts=texts, device=device, seed=seed)

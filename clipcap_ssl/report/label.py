@@ -6,15 +6,16 @@
 __all__ = ['doubt', 'most_different', 'next_photos', 'label_page', 'add_captions', 'plan_labels', 'clipcap_label']
 
 # %% ../../nbs/appendix/label.ipynb #e4e7e2f9
-import base64, hashlib, json, random
+import hashlib, json, random
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 from fastcore.script import Param, call_parse
-from ..core import asset_path, default_device, plainly, write_lines, write_text
+from ..core import plainly, write_lines, write_text
 from ..data.captions import data_folder, read_json_lines, read_rows
 from ..pipeline.config import run_config
 from .gallery import data_uri
+from .study_page import sealed_page
 
 # %% ../../nbs/appendix/label.ipynb #955d36f4
 def doubt(
@@ -62,23 +63,13 @@ def next_photos(
     return [int(doubtful[i]) for i in most_different(x[doubtful], n, known)]
 
 # %% ../../nbs/appendix/label.ipynb #03018443
-def _hash_of(page, tag):
-    "The hash of an element's content, as a content security policy wants it"
-    inside = page.split(f'<{tag}>')[1].split(f'</{tag}>')[0]
-    return base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-
 def label_page(
     items:Sequence[dict], # per photo: `file` in the list, `image` as a data URI, `said` by the captioner
 )->str: # HTML
     "A page to type captions into"
     if not items: raise ValueError('No photo to write captions for')
-    page = asset_path('label.html').read_text(encoding='utf-8')
-    csp = ("default-src 'none'; img-src data:; "
-           f"script-src 'sha256-{_hash_of(page, 'script')}'; "
-           f"style-src 'sha256-{_hash_of(page, 'style')}'; base-uri 'none'; form-action 'none'")
     name = hashlib.sha256(json.dumps([o['file'] for o in items]).encode()).hexdigest()[:8]
-    data = json.dumps(dict(name=name, items=list(items))).replace('<', r'\u003c')
-    return page.replace('{{csp}}', csp).replace('{{data}}', data)
+    return sealed_page('label.html', dict(name=name, items=list(items)))
 
 # %% ../../nbs/appendix/label.ipynb #997ae47d
 def add_captions(

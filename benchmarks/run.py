@@ -413,7 +413,7 @@ def child(*args):
 def main():
     as_written = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    p.add_argument('--only', action='append', choices=list(jobs), help='may be repeated')
+    p.add_argument('--only', nargs='+', choices=list(jobs))
     p.add_argument('--quick', action='store_true', help='narrow models, two rounds')
     p.add_argument('--rounds', type=int, help='default: 5, with --quick 2')
     p.add_argument('--out', type=Path, default=top/'nbs/results/data/benchmarks.json')

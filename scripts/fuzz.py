@@ -269,6 +269,41 @@ def lm_kinds():
         with torch.no_grad(): return bool(torch.isfinite(lm(ids, attention_mask=mask.long()).logits).all())
     return _files_of(whole, 'lm', load_lm, judge, ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'])
 
+def state_kinds():
+    "The two files of a training's state; a damaged one is refused, or it is the same state"
+    import torch
+    from torch import nn
+    from clipcap_ssl.train.loop import RowMemory, load_state, save_state
+    torch.set_num_threads(1)
+    class Seen(RowMemory):
+        "A hook that remembers rows"
+        def __init__(self): self.rows = []
+    def parts():
+        "Model, optimiser, schedule and hook as they are before the first step"
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        opt = torch.optim.AdamW(model.parameters(), lr=.1)
+        return model, opt, torch.optim.lr_scheduler.CosineAnnealingLR(opt, 9), Seen()
+    def flat(step, extra, model, opt, sched, hook):
+        "All that a state brings back, as text"
+        memory = {i: {k: v.tolist() for k, v in o.items()} for i, o in opt.state_dict()['state'].items()}
+        return json.dumps([step, extra, {k: v.tolist() for k, v in model.state_dict().items()}, memory, [g['lr'] for g in opt.param_groups],
+                           sched.state_dict(), hook.rows, torch.rand(3).tolist(), random.random()], sort_keys=True)
+    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'state'
+    model, opt, sched, hook = parts()
+    for _ in range(3):
+        model(torch.ones(1, 3)).sum().backward()
+        opt.step(), sched.step(), hook.rows.append(dict(step=1, loss=.5))
+    save_state(whole, model, opt, step=3, extra=dict(key='a'), sched=sched, hooks=[hook])
+    def read(folder):
+        chance, (model, opt, sched, hook) = (torch.get_rng_state(), random.getstate()), parts()
+        try:
+            step, extra = load_state(folder, model, opt, sched=sched, hooks=[hook])
+            return flat(step, extra, model, opt, sched, hook)
+        finally: torch.set_rng_state(chance[0]), random.setstate(chance[1])
+    true = read(whole)
+    return _files_of(whole, 'state', read, lambda o, _: o == true)
+
 # ---- the run
 
 class Hang(BaseException): "A reader did not come back"
@@ -298,7 +333,7 @@ def one(kind, data, folder, limit):
     except Exception as e: return 'tracebacks', ''.join(traceback.format_exception_only(e))[:200]+str(traceback.extract_tb(e.__traceback__)[-1])
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
-def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
+def fuzz(kind, n, seed, limit=60., keep=None, seconds=None):
     "Counts of what became of `n` inputs, or of as many as `seconds` allow, and an example of each fault"
     rng, counts, faults, slowest = random.Random(seed), {}, {}, 0.
     began = time.time()
@@ -323,8 +358,8 @@ def fuzz(kind, n, seed, limit=10., keep=None, seconds=None):
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"
-    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds)
-    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm']), {}
+    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds, state=state_kinds)
+    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm'], state=['state']), {}
     for group, make in groups.items():
         starts = slow.get(group, [''])
         if only and group not in only and not any(o.startswith(s) for o in only for s in starts): continue
@@ -333,7 +368,7 @@ def all_kinds(only=()):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder, lm')
+    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder, lm, state')
     p.add_argument('--n', type=int, default=20_000)
     p.add_argument('--seconds', type=float, help='the longest that one kind takes')
     p.add_argument('--seed', type=int, default=0)

@@ -8,7 +8,7 @@ __all__ = ['precisions', 'log_places', 'warmup_cosine', 'batches', 'new_accelera
            'from_first', 'RowMemory', 'save_state', 'load_state', 'Checkpoint', 'read_log', 'fit']
 
 # %% ../../nbs/07_train.ipynb #c21a9f96
-import json, math, random, signal, sys, threading
+import hashlib, json, math, random, signal, sys, threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -263,6 +263,15 @@ def _all_tensors(model, opt, hooks):
         found |= {f'hook.{i}.{name}':v for name,v in memory.items() if isinstance(v, Tensor)}
     return found
 
+def _sealed(info):
+    "What a state.json says, with a hash of it"
+    text = json.dumps({k:v for k,v in info.items() if k!='hash'}, sort_keys=True)
+    return info|dict(hash=hashlib.sha256(text.encode()).hexdigest())
+
+def _hash_of(file):
+    "A hash of what is in a file"
+    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
 def _file_now(folder):
     "The file of tensors that counts now"
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -296,7 +305,8 @@ def save_state(
                 sched=sched.state_dict() if sched else {},
                 scaler=scaler.state_dict() if scaler else {})
     write_tensors(folder/file, tensors)
-    write_json(folder/'state.json', _finite(info))
+    info['tensors'] = _hash_of(folder/file)
+    write_json(folder/'state.json', _sealed(_finite(info)))
     # 3) older states
     for old in folder.glob('state-*.safetensors'):
         if old.name!=file: old.unlink()
@@ -307,6 +317,8 @@ class _State(TypedDict):
     "state.json"
     step:NonNegativeInt
     file:str
+    tensors:str
+    hash:str
     extra:dict
     hooks:NotRequired[list[dict]]
     chance:NotRequired[dict]
@@ -330,11 +342,22 @@ def _optimiser_memory(tensors, params, file):
         memory.setdefault(int(i), {})[what] = v
     return memory
 
+def _read_info(folder):
+    "state.json, checked"
+    file = folder/'state.json'
+    try: info = read_document(file, _State)
+    except ValueError as e: raise ValueError(f'{e}; delete {folder} to start over') from None
+    if _sealed(info)!=info:
+        raise ValueError(f'{file} is damaged: its hash is another; delete {folder} to start over')
+    return info
+
 def _read_state(folder):
     "state.json and the tensors that it names"
-    info = read_document(folder/'state.json', _State)
+    info = _read_info(folder)
     file = folder/Path(info['file']).name
-    try: return info,load_file(file),file
+    try:
+        if _hash_of(file)!=info['tensors']: raise ValueError('its hash is another')
+        return info,load_file(file),file
     except Exception as e:
         raise ValueError(f'{file} cannot be read ({e}); delete {folder} to start over') from None
 
@@ -374,7 +397,8 @@ def load_state(
     with torch.no_grad():
         for name,p in params.items(): p.copy_(saved[name])
     opt.load_state_dict(dict(opt.state_dict(), state=memory))
-    _load_rest(info, tensors, opt, sched=sched, hooks=hooks, scaler=scaler)
+    try: _load_rest(info, tensors, opt, sched=sched, hooks=hooks, scaler=scaler)
+    except Exception as e: raise ValueError(f'{file} holds the state of other parts ({e})') from None
     return info['step'],info['extra']
 
 # %% ../../nbs/07_train.ipynb #48f3c12e
@@ -395,11 +419,9 @@ class Checkpoint:
 
     def facts(self)->dict:
         "What was saved beside a state of this key; {} if there is none"
-        file = Path(self.folder)/'state.json'
-        if not file.is_file(): return {}
-        try: extra = read_document(file, _State)['extra']
-        except ValueError as e:
-            raise ValueError(f'{e}; delete {self.folder} to start over') from None
+        folder = Path(self.folder)
+        if not (folder/'state.json').is_file(): return {}
+        extra = _read_info(folder)['extra']
         return extra if extra.get('key')==self.key else {}
 
 # %% ../../nbs/07_train.ipynb #e297793b

@@ -7,7 +7,7 @@ take turns (A B C, A B C, ...), so that a machine that grows busy is busy for al
 CPU seconds per unit: median, least and most. Peak memory comes from further processes, one per
 variant. `--quick` takes narrow models and two rounds: it tries the script and measures nothing.
 Results go to nbs/results/data/benchmarks.json, jobs that were not run keep what they had there."""
-import argparse, copy, inspect, json, os, platform, random, resource, statistics, subprocess, sys
+import argparse, copy, inspect, itertools, json, os, platform, random, resource, statistics, subprocess, sys
 import tempfile, time
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,11 @@ def texts_of(n, seed=0):
     rng = random.Random(seed)
     lengths = [max(6, round(rng.gauss(10.5, 2)))+(rng.random()<.01)*25 for _ in range(n)]
     return [' '.join(rng.choices(words, k=k)) for k in lengths]
+
+def fresh_texts(n):
+    "Other captions at each call, since a reward remembers those that it has seen"
+    seeds = itertools.count()
+    return lambda: texts_of(n, next(seeds))
 
 def cpu():
     "CPU seconds of this process and of those it has waited for"
@@ -123,9 +128,10 @@ def stage2(p):
     model = copy.deepcopy(m)
     for o in model.parameters(): o.requires_grad_(True)
     model.__dict__['_encoder'] = p.encoder
+    reward,seeds = clip_reward(p.encoder),itertools.count()
     def ours():
-        train_policy(model, p.x[:b], clip_reward(p.encoder), n_steps=1, batch_size=b, n_samples=5,
-                     lr=1e-6, lr_lm=1e-6, label_weight=0, max_new_tokens=p.n_tokens)
+        train_policy(model, p.x[:b], reward, n_steps=1, batch_size=b, n_samples=5, lr=1e-6,
+                     lr_lm=1e-6, label_weight=0, max_new_tokens=p.n_tokens, seed=next(seeds))
     return {'one by one': (lambda: policy_one_by_one(parts, opt, p.x[:1], n_tokens=p.n_tokens), 1),
             'batched': (lambda: policy_batched(parts, opt, p.x[:b], n_tokens=p.n_tokens), b),
             'ours': (ours, b)}
@@ -186,12 +192,12 @@ def text_reward(p):
     from baselines import embed_texts_padded
     from clipcap_ssl.models.encoder import open_clip
     from clipcap_ssl.rewards.reward import clip_reward
-    padded,reward,said = open_clip.tokenizer.SimpleTokenizer(),clip_reward(p.encoder),texts_of(64)
-    x = p.x[:16]
+    padded,reward = open_clip.tokenizer.SimpleTokenizer(),clip_reward(p.encoder)
+    x,(for_plain,for_ours) = p.x[:16],(fresh_texts(64), fresh_texts(64))
     def plain():
-        y = embed_texts_padded(p.encoder, padded, said).view(16, 4, -1)
+        y = embed_texts_padded(p.encoder, padded, for_plain()).view(16, 4, -1)
         return (y*x[:,None]).sum(-1)
-    return {'padded to 77': (plain, 64), 'ours': (lambda: reward(said, x), 64)}
+    return {'padded to 77': (plain, 64), 'ours': (lambda: reward(for_ours(), x), 64)}
 
 def captions_and_references(n):
     "A caption and five references of `n` photos"
@@ -217,12 +223,14 @@ def cider_reward(p):
     from clipcap_ssl.rewards.reward import cider_reward
     _,refs = captions_and_references(50 if p.quick else 1000)
     ids,known = list(refs),torch.nn.functional.normalize(torch.randn(len(refs), 64), dim=-1)
-    reward,said = cider_reward(CiderD(refs), ids, known),texts_of(160, 3)
+    reward = cider_reward(CiderD(refs), ids, known)
+    for_plain,for_ours = fresh_texts(160),fresh_texts(160)
     def plain():
+        said = for_plain()
         names = [ids[i//5] for i in range(160)]
         one = {f'{o} {i}':[said[i]] for i,o in enumerate(names)}
         return cider_of_coco(one, {f'{o} {i}':refs[o] for i,o in enumerate(names)})
-    return {'pycocoevalcap': (plain, 1), 'ours': (lambda: reward(said, known[:32]), 1)}
+    return {'pycocoevalcap': (plain, 1), 'ours': (lambda: reward(for_ours(), known[:32]), 1)}
 
 def started(code):
     "Run Python once"

@@ -210,6 +210,32 @@ def _files_of(whole, prefix, read, again, names=None):
     files = [whole/o for o in names] if names else [p for p in sorted(whole.iterdir()) if p.suffix in ('.json', '.safetensors')]
     return {f'{prefix}_{p.name}': Kind(p.read_bytes(), p.name, _in_folder(whole, p.name, read), again, p.suffix == '.json') for p in files}
 
+def small_encoder(home):
+    "A folder with an encoder of one layer each and the shipped tokenizer: what is damaged is the format, so the size may be small"
+    import open_clip, torch
+    from safetensors.torch import save_file
+    from clipcap_ssl.core import asset_path, read_json, write_json
+    whole = shutil.copytree(asset_path('toy'), home/'eye')
+    about = read_json(whole/'open_clip_config.json')
+    cfg = about['model_cfg']
+    cfg |= dict(embed_dim=16, vision_cfg=dict(image_size=64, patch_size=32, layers=1, width=16, head_width=8))
+    cfg['text_cfg'] |= dict(width=16, heads=2, layers=1)
+    write_json(whole/'open_clip_config.json', about)
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**cfg).state_dict(), whole/'open_clip_model.safetensors')
+    write_json(whole/'trained_on.json', dict(ids=['a.jpg', 1], contents=['0123']))
+    return whole
+
+def small_lm(home):
+    "A folder with a language model of one layer and the shipped tokenizer"
+    from clipcap_ssl.core import asset_path
+    from clipcap_ssl.models.lm import new_lm
+    from clipcap_ssl.models.loading import load_tokenizer
+    tok = load_tokenizer(asset_path('toy-lm'), 80)
+    new_lm(tok, 16, 1, n_heads=2, n_positions=64).save_pretrained(home/'lm')
+    tok.save_pretrained(home/'lm')
+    return home/'lm'
+
 def captioner_kinds():
     "The files of a captioner's folder: with its language model inside, and (config.json again) with LoRA on one that is elsewhere"
     import torch
@@ -217,7 +243,7 @@ def captioner_kinds():
     from clipcap_ssl.models.encoder import load_encoder
     torch.set_num_threads(1)
     encoder, home = load_encoder('toy'), Path(tempfile.mkdtemp(prefix='fuzz-'))
-    model = new_captioner(encoder, train_lm=True).set_card(data='scenes', stage='1')
+    model = new_captioner(encoder, str(small_lm(home)), train_lm=True).set_card(data='scenes', stage='1')
     model.decoding = dict(decode='guided', strength=1.3, max_new_tokens=6)
     model.save_pretrained(home/'whole')
     new_captioner(encoder, lora=2).save_pretrained(home/'light')
@@ -240,12 +266,9 @@ def encoder_kinds():
     "The files of an encoder's folder; a damaged one is refused, or it is another encoder by its hash and gives finite vectors"
     import torch
     from PIL import Image
-    from clipcap_ssl.core import asset_path, write_json
     from clipcap_ssl.models.encoder import load_encoder
     torch.set_num_threads(1)
-    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'eye'
-    shutil.copytree(asset_path('toy'), whole)
-    write_json(whole/'trained_on.json', dict(ids=['a.jpg', 1], contents=['0123']))
+    whole = small_encoder(Path(tempfile.mkdtemp(prefix='fuzz-')))
     def read(folder): return load_encoder(f'open_clip:{folder}')
     true, picture = read(whole), Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 20).convert('RGB')
     x, t = true.encode_image([picture]), true.encode_text(['a red dot'])
@@ -257,12 +280,10 @@ def encoder_kinds():
 def lm_kinds():
     "The files of a language model's folder; a damaged one is refused, or gives finite numbers"
     import torch
-    from clipcap_ssl.core import asset_path
     from clipcap_ssl.models.lm import tokenize_captions
     from clipcap_ssl.models.loading import load_lm
     torch.set_num_threads(1)
-    whole = Path(tempfile.mkdtemp(prefix='fuzz-'))/'lm'
-    shutil.copytree(asset_path('toy-lm'), whole)
+    whole = small_lm(Path(tempfile.mkdtemp(prefix='fuzz-')))
     def judge(found, _):
         lm, tok = found
         ids, mask = tokenize_captions(tok, ['a red dot', 'words unseen'])
@@ -336,7 +357,7 @@ def one(kind, data, folder, limit):
 def fuzz(kind, n, seed, limit=60., keep=None, seconds=None):
     "Counts of what became of `n` inputs, or of as many as `seconds` allow, and an example of each fault"
     rng, counts, faults, slowest = random.Random(seed), {}, {}, 0.
-    began = time.time()
+    began, busy = time.time(), time.process_time()
     with tempfile.TemporaryDirectory(prefix='fuzz-') as d:
         folder = Path(d)
         assert one(kind, kind.data, folder, limit)[0] == 'accepted' or kind.name in ('results.json', 'i.json'), 'the undamaged file is not read'
@@ -354,7 +375,7 @@ def fuzz(kind, n, seed, limit=60., keep=None, seconds=None):
     if keep:
         for j, ((what, why), data) in enumerate(faults.items()): (keep/f'{what}-{j}').write_bytes(data)
     zero = dict.fromkeys(('refused', 'accepted', 'wrong', 'tracebacks', 'several_lines', 'hangs'), 0)
-    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1), slowest=round(slowest, 2)), faults
+    return dict(inputs=n, **(zero | counts), seconds=round(time.time()-began, 1), cpu_seconds=round(time.process_time()-busy, 1), slowest=round(slowest, 2)), faults
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"

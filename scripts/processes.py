@@ -107,14 +107,20 @@ def trained(world, route, accumulate=1):
         if route=='text_only': log = train_text_only(model, world.texts, enc, x=x, **few)
         if route=='expert':
             log = expert.train_expert(model, x, enc, labelled=world.pairs, rounds=1, **few)
+        how = dict(labelled=world.pairs, n_samples=3, **few)
         if route=='policy':
             reward = contrastive_reward(enc, x[:64], 10.)
-            log = policy.train_policy(model, x, reward, labelled=world.pairs, n_samples=3, **few)
+            log = policy.train_policy(model, x, reward, **how)
+        if route=='in_batch':          # the others of an image are those of the whole batch
+            log = policy.train_policy(model, x, contrastive_reward(enc, None, 10.), **how)
+        if route=='batch_normed':      # the spread of the rewards is that of the whole batch
+            reward = contrastive_reward(enc, x[:64], 10.)
+            log = policy.train_policy(model, x, reward, objective='batch_normed', **how)
         if route=='gumbel':
             log = gumbel.train_gumbel(model, x, enc, bank=x[:64], labelled=world.pairs, **few)
     return torch.cat([p.detach().flatten() for p in model.parameters()]),log
 
-all_routes = ('stage1','text_only','expert','policy','gumbel')
+all_routes = ('stage1','text_only','expert','policy','in_batch','batch_normed','gumbel')
 
 def routes(place, which):
     "1. Weights of one process, of several, and of several passes"
@@ -133,7 +139,9 @@ def routes(place, which):
             return all_weights,time.time()-began
         (one,),seconds = after(1, 1)
         row = dict(moved=(one-start).abs().max().item(), seconds=round(seconds, 1))
-        for name,n,accumulate in (('two',2,1), ('three',3,1), ('two_passes',1,2)):
+        ways = [('two',2,1), ('three',3,1), ('two_passes',1,2)]
+        if route=='batch_normed': ways.pop()     # is refused, since passes do not know of each other
+        for name,n,accumulate in ways:
             weights,seconds = after(n, accumulate)
             row[name] = max((w-one).abs().max().item() for w in weights)
             row[f'{name}_seconds'] = round(seconds, 1)
@@ -241,5 +249,6 @@ def processes(
     for name,step in steps.items():
         if only and name not in only: continue
         with tempfile.TemporaryDirectory() as d:
-            found[name] = dict(step(Path(d).resolve()), commit=commit())
+            before = found.get(name, {}) if name=='routes' else {}    # others of `which` stay
+            found[name] = before | step(Path(d).resolve()) | dict(commit=commit())
         write_json(out, found)

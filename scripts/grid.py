@@ -9,13 +9,26 @@ from fastcore.script import Param, call_parse
 
 
 def commit():
-    "The last commit that changed the package, with a mark if its files differ from it"
-    top = Path(__file__).parent.parent
-    def git(*args):
-        found = subprocess.run(['git', *args], cwd=top, capture_output=True, text=True)
-        return found.stdout.strip()
-    last = git('log', '-1', '--format=%h', '--', 'clipcap_ssl') or 'unknown'
-    return last+('-dirty' if git('status', '--porcelain', '--', 'clipcap_ssl') else '')
+    "The last commit of what the package is made of, with a mark if it differs from that"
+    top,book = Path(__file__).parent.parent,['--','nbs','clipcap_ssl/recipes','clipcap_ssl/assets',':!nbs/results']
+    def git(*args): return subprocess.run(['git', *args, *book], cwd=top, capture_output=True, text=True).stdout.strip()
+    return (git('log', '-1', '--format=%h') or 'unknown')+('-dirty' if git('status', '--porcelain') else '')
+
+
+def dev_of_scenes(cfg, out, keep):
+    "The dev scores of every row by the scene graph, and those of single scenes"
+    from clipcap_ssl.core import read_json
+    from clipcap_ssl.data.base import references
+    from clipcap_ssl.pipeline.setup import plan_parts, scene_parts
+    from clipcap_ssl.report.evaluate import evaluate, human_row
+    drawn = scene_parts(cfg)[0]
+    human,refs = human_row(references(plan_parts(cfg).dev))
+    graphs = {i:s for i,s in zip(drawn.ids, drawn.scenes) if i in refs}
+    captions = {f.stem: read_json(f)['dev'] for f in sorted((out/'rows').glob('*.json'))}
+    if 'human' in cfg.rows: captions['human'] = human
+    found = {row:evaluate(said, refs, scenes=graphs) for row,said in captions.items()}
+    each = {row:{k:[round(float(v), 3) for v in o.each[k]] for k in keep if k in o.each} for row,o in found.items()}
+    return {row:{k:float(o[k]) for k in keep if k in o} for row,o in found.items()},each,captions
 
 
 def one(recipe, settings, out, result, keep_each, version):
@@ -34,6 +47,10 @@ def one(recipe, settings, out, result, keep_each, version):
     if keep_each:
         each = read_json(Path(out)/'each.json')
         found['each'] = {r:{k:v for k,v in o.items() if k in keep} for r,o in each.items()}
+    cfg = load_config(recipe, **settings)
+    if keep_each and cfg.n_dev and cfg.data=='scenes':
+        dev,found['dev_each'],found['dev_captions'] = dev_of_scenes(cfg, Path(out), keep)
+        found['dev'] = {row:o|dev[row] for row,o in found['dev'].items()}
     write_text(result, json.dumps(found, ensure_ascii=False, allow_nan=False)+'\n')
     return time.time()-start
 

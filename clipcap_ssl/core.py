@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+from fastcore.imports import in_notebook
 from fastcore.xdg import xdg_cache_home
 
 # %% ../nbs/appendix/core.ipynb #bf9465f5
@@ -435,9 +436,11 @@ def progress(
     *,
     leave:bool=False, # keep the bar when done?
 )->Iterable: # a bar of tqdm
-    "`it` with a progress bar on stderr"
-    from tqdm import tqdm
-    return tqdm(it, desc=desc, total=total, leave=leave, dynamic_ncols=True, mininterval=.5)
+    "`it` with a progress bar on stderr, or in a notebook"
+    from tqdm.auto import tqdm
+    wait = 60 if in_notebook() else 0
+    return tqdm(it, desc=desc, total=total, leave=leave, delay=wait, mininterval=.5,
+                dynamic_ncols=True)
 
 # %% ../nbs/appendix/core.ipynb #858867a3
 _kept = []     # a declaration lives as long as its `Library` object

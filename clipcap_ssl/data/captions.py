@@ -88,6 +88,7 @@ def _to_row(found, where, *, prefix='', split=None):
     own,name = o.get('split') or split,o.get('id') or None
     return PhotoRow(prefix+o['file'], o.get('captions', []), own, name, where)
 
+# %% ../../nbs/appendix/captions.ipynb #95436436
 def read_json_lines(
     path:Path, # one JSON object per line
     prefix:str='', # put before every path
@@ -118,6 +119,7 @@ def _lines(table, path):
     except csv.Error as e:
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
+# %% ../../nbs/appendix/captions.ipynb #ef337aea
 def read_table(
     path:Path, # .csv with commas or .tsv with tabs; the first line names the columns
     prefix:str='', # put before every path
@@ -181,12 +183,14 @@ def read_coco(
     images = checked(data, _Karpathy, path)['images']
     return [_karpathy_row(o, f'{path}: images[{n}]') for n,o in enumerate(images)]
 
+# %% ../../nbs/appendix/captions.ipynb #75be1943
 def _is_karpathy(data):
     "Is it Karpathy's file? Its images carry their captions; COCO's have a `file_name`"
     images = data['images']
     first = images[0] if isinstance(images, list) and images else {}
     return 'annotations' not in data and not (isinstance(first, dict) and 'file_name' in first)
 
+# %% ../../nbs/appendix/captions.ipynb #6ee992b3
 def _coco_rows(data, path, prefix, split):
     "COCO's images, each with its captions"
     rows = {}
@@ -202,6 +206,7 @@ def _coco_rows(data, path, prefix, split):
         row.captions += _written([o['caption'].strip()])
     return list(rows.values())
 
+# %% ../../nbs/appendix/captions.ipynb #e07b2e3e
 def _karpathy_row(found, where):
     "One image of Karpathy's file; its split 'restval' belongs to 'train', as in nearly all papers"
     file = checked(str(Path(found.get('filepath', ''))/found['filename']), _Inside, where)
@@ -218,6 +223,7 @@ def _photo_folder(folder, names):
     best = max(there, key=lambda o: sum(os.path.exists(o/n) for n in names[:50]))
     return '' if best==folder else best.name+'/'
 
+# %% ../../nbs/appendix/captions.ipynb #c45a2411
 def read_flickr(
     path:Path, # Flickr8k.token.txt, results_20130124.token: name#number<TAB>caption
 )->list[PhotoRow]:
@@ -239,6 +245,7 @@ def read_flickr(
     prefix = _photo_folder(path.parent, list(captions))
     return [PhotoRow(prefix+k, v, splits.get(k), k, path.name) for k,v in captions.items()]
 
+# %% ../../nbs/appendix/captions.ipynb #09af6465
 def read_beside(
     folder:Path, # photos with a .txt of the same name beside each that has captions
 )->list[PhotoRow]:
@@ -270,6 +277,7 @@ def _files(folder, *patterns, holds=''):
         with open(path, 'rb') as f: return f.read(2**16)
     return [o for o in found if holds.encode() in start(o)]
 
+# %% ../../nbs/appendix/captions.ipynb #1f6f7403
 def _formats(folder):
     "What a folder could be read as: name of the format, and a function that reads it"
     if p := _one(folder, ['captions.jsonl']): yield 'JSON lines', lambda: read_json_lines(p)
@@ -285,6 +293,7 @@ def _formats(folder):
         yield 'Flickr', lambda: read_flickr(found[0])
     if next(folder.rglob('*.txt'), None): yield 'text beside photos', lambda: read_beside(folder)
 
+# %% ../../nbs/appendix/captions.ipynb #a6b79788
 def _placed(folder, rows, folders=('','images/')):
     "Rows whose photos lie in one of some folders, or in another one below"
     names = [o.file for o in rows[:50]]
@@ -294,6 +303,7 @@ def _placed(folder, rows, folders=('','images/')):
     for o in rows: o.id,o.file = o.id or o.file,prefix+o.file
     return rows
 
+# %% ../../nbs/appendix/captions.ipynb #09b057b5
 def _read_karpathy(folder, paths):
     "Karpathy's file; of several, COCO's"
     path = next((o for o in paths if o.name=='dataset_coco.json'), paths[0])
@@ -312,6 +322,7 @@ def _with_2017(folder, rows):
         if found and found[1] in at: o.file = at[found[1]]
     return rows
 
+# %% ../../nbs/appendix/captions.ipynb #177f281a
 def _coco_places(folder, path):
     "Where the photos of one of COCO's own files may lie"
     part = path.stem.partition('_')[2].removeprefix('info_')   # captions_ or image_info_
@@ -338,6 +349,7 @@ def _read_coco_parts(folder, paths):
         rows += _placed(folder, own, places)
     return rows
 
+# %% ../../nbs/appendix/captions.ipynb #dcfc3f13
 def _read_manifest_json(path, folder):
     "A COCO or Karpathy file that was asked for by name"
     places = ('', *_coco_places(folder, path)[1])
@@ -352,6 +364,7 @@ def _read_metadata(folder, paths):
         rows += (read_json_lines if o.suffix=='.jsonl' else read_table)(o, prefix, split)
     return rows
 
+# %% ../../nbs/appendix/captions.ipynb #477b8a21
 _asked = {'coco:':('COCO','Karpathy'), 'karpathy:':('Karpathy',)}
 
 def _asked_formats(data):
@@ -364,6 +377,7 @@ def data_folder(
     "The folder that holds a data set"
     return Path(str(data).removeprefix(_asked_formats(data)[0])).expanduser()
 
+# %% ../../nbs/appendix/captions.ipynb #42bfeace
 def read_rows(
     data:str|Path, # the folder of photos and captions; 'coco:FOLDER' or 'karpathy:FOLDER' for COCO
     manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
@@ -407,6 +421,7 @@ def _karpathy_image(captions, number, *, name, part, split, sentids, imgid):
     return dict(filepath=part, sentids=sentids, filename=name, imgid=imgid, split=split,
                 sentences=sentences, cocoid=number)
 
+# %% ../../nbs/appendix/captions.ipynb #9a7383c0
 def _coco_file(images, annotations):
     "COCO's own file"
     info = dict(description='COCO 2014 Dataset', url='http://cocodataset.org', version='1.0',
@@ -421,6 +436,7 @@ def _write_jpeg(photo, path, quality=95):
     photo.save(held, 'JPEG', quality=quality)
     write_bytes(path, held.getvalue())
 
+# %% ../../nbs/appendix/captions.ipynb #734e8264
 def write_coco(
     folder:str|Path, # a new folder
     parts:dict, # 'train', 'restval', 'val', 'test' -> a data set (`Captioned`), perhaps not all

@@ -79,6 +79,7 @@ Scale = Annotated[float, Field(ge=1e-4, le=1e4)]
 Plain = Annotated[str, Field(pattern=r'^[A-Za-z0-9_.]{0,80}$')]
 Switches = dict[Plain, bool|float|Plain]
 
+# %% ../../nbs/appendix/checked.ipynb #3fed924b
 class _Strict(BaseModel):
     "Known keys of the right type"
     model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=())
@@ -122,6 +123,7 @@ class _Vision(_Block):
     timm_drop:Share=0.
     timm_drop_path:Share|None=None
 
+# %% ../../nbs/appendix/checked.ipynb #300dd587
 class _Tokenizing(_Strict):
     "Two switches of OpenCLIP's tokenizers"
     clean:Literal['whitespace','lower','canonicalize']=None
@@ -163,6 +165,7 @@ class _Clip(_Strict):
     init_logit_bias:float|None=None
     nonscalar_logit_scale:bool=False
 
+# %% ../../nbs/appendix/checked.ipynb #68606cf8
 class _Pixels(BaseModel):
     "OpenCLIP's preprocessing"
     model_config = ConfigDict(extra='ignore', strict=True)
@@ -194,6 +197,7 @@ def fitting(
         what = 'a key that is not known here' if first['type']=='extra_forbidden' else first['msg']
         raise BadFile(f'{file}: {where}: {what}') from None
 
+# %% ../../nbs/appendix/checked.ipynb #f1b8ef68
 def encoder_config(
     folder:str|Path, # with open_clip_config.json
 )->dict: # model_cfg, and perhaps preprocess_cfg
@@ -222,6 +226,7 @@ _values['_experts_implementation_internal'] = _values['experts_implementation']
 _layers = ('num_hidden_layers','n_layer','n_layers','num_layers','num_decoder_layers')
 _counts = r'(n|num)_\w+|\w+_(size|dim|heads|layers|positions|embeddings)'
 
+# %% ../../nbs/appendix/checked.ipynb #c0a492b3
 def _allowed(key, value):
     "Is it one of the values that a key may have?"
     flash = ('flash_attention_2',) if find_spec('flash_attn') else ()
@@ -257,6 +262,7 @@ def _check_key(key, value, kind, where):
     _check_value(value, f'{where}.{key}')
     return key not in _refused
 
+# %% ../../nbs/appendix/checked.ipynb #6f63f5a1
 def lm_config(
     found:dict, # transformers' configuration of a language model
     where:str|Path, # where it was read
@@ -311,6 +317,7 @@ def _check_shapes(model, header, file):
         if t.is_floating_point()!=(kind in _floats):
             raise BadFile(f'{file}: {k} holds numbers of type {kind}')
 
+# %% ../../nbs/appendix/checked.ipynb #9924f2f7
 def check_fits(
     build:Callable, # builds the model; called on the `meta` device
     header:dict[str,tuple], # from `weights_header`
@@ -409,6 +416,7 @@ def _is_library(module):
     places = getattr(sys.modules.get(module), '__file__', None) or ''
     return any(o in Path(places).parts for o in ('site-packages','dist-packages'))
 
+# %% ../../nbs/appendix/checked.ipynb #ad67bec1
 def check_own(
     name:str, # 'package.module:Name', as a file says
 )->None:

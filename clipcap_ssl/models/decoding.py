@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteriaList
 from .lm import (
     PreTrainedModel, PreTrainedTokenizerBase, reads_once, special_tokens)
 
@@ -82,7 +82,7 @@ class Record:
         scores:Float[Tensor,'n v'], # of their next tokens, as the model gives them
     )->Float[Tensor,'n v']: # unchanged
         "Read off the last step, and keep this one's scores"
-        if tokens.shape[1]: self._take(tokens)
+        if self.scores is not None: self._take(tokens)
         self.scores = scores
         return scores
     def logprobs(self,
@@ -136,6 +136,69 @@ def _read_once(lm, prefix, together):
     cache.batch_repeat_interleave(together)
     return dict(past_key_values=cache)
 
+# %% ../../nbs/appendix/decoding.ipynb #c39ab37c
+class _Enough:
+    "Ends a stretch when so many of its rows have ended"
+    def __init__(self, eos, share=1/8): self.eos, self.share = eos, share
+    def __call__(self, tokens, scores, **kwargs):
+        ended = (tokens==self.eos).any(1)
+        return torch.full_like(ended, bool(ended.sum() >= self.share*len(ended)))
+
+# %% ../../nbs/appendix/decoding.ipynb #2f9ace6c
+class _Draw:
+    "Forbid all tokens but one, which is drawn with its probability"
+    def rows(self, first, n):
+        self.n, self.on = n, torch.arange(n)
+        return self
+    def keep(self, rows): self.on = self.on[rows.cpu()]
+    def __call__(self, tokens, scores):
+        upto = scores.softmax(-1).cumsum(-1, dtype=torch.double)
+        chance = torch.rand(self.n, 1, dtype=torch.double)[self.on].to(scores.device)
+        at = torch.searchsorted(upto, chance*upto[:,-1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, at, 0.)
+
+# %% ../../nbs/appendix/decoding.ipynb #ee590611
+def _may_leave(lm, how, processors):
+    "Can rows that have ended leave the batch, and is that worth it?"
+    plain = how in (dict(do_sample=False), dict(do_sample=True, top_k=0))
+    told = all(hasattr(p, 'keep') for p in processors if hasattr(p, 'rows'))
+    return plain and told and lm.device.type=='cpu' and reads_once(lm)
+
+# %% ../../nbs/appendix/decoding.ipynb #5fd51416
+def _generate(lm, prefix, processors, said=None, **how):
+    "transformers' `generate` behind a prefix, all of which is real"
+    real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
+    steps = LogitsProcessorList(processors)
+    return lm.generate(said, inputs_embeds=prefix, attention_mask=real,
+                       logits_processor=steps, **how)
+
+def _in_stretches(lm, prefix, processors, *, max_new_tokens, eos_token_id, pad_token_id, **past):
+    "Likeliest tokens and their log-probabilities; rows that have ended leave the batch"
+    n, table, end = len(prefix), lm.get_input_embeddings(), eos_token_id
+    tokens = torch.full((n, max_new_tokens), pad_token_id, device=prefix.device)
+    logprobs = torch.zeros(n, max_new_tokens, device=prefix.device)
+    rows, said = torch.arange(n, device=prefix.device), tokens[:,:0]
+    how = dict(do_sample=False, eos_token_id=end, pad_token_id=pad_token_id,
+               return_dict_in_generate=True, stopping_criteria=StoppingCriteriaList([_Enough(end)]))
+    while len(rows) and said.shape[1]<max_new_tokens:
+        # 1) write on until enough rows have ended
+        start, record = said.shape[1], Record()
+        out = _generate(lm, prefix, [record, *processors], said,
+                        max_new_tokens=max_new_tokens-start, **past, **how)
+        said, past = out.sequences, dict(past_key_values=out.past_key_values)
+        # 2) keep what they wrote
+        t = said.shape[1]
+        tokens[rows,:t] = said
+        logprobs[rows,start:t] = record.logprobs(said)
+        # 3) the others stay
+        on = (said!=end).all(1).nonzero()[:,0]
+        rows, said = rows[on], said[on]
+        out.past_key_values.batch_select_indices(on)
+        prefix = torch.cat([prefix[on], table(said[:,start:]).to(prefix.dtype)], 1)
+        for p in processors:
+            if hasattr(p, 'keep'): p.keep(on)
+    return tokens[:,:t], logprobs[:,:t]
+
 # %% ../../nbs/appendix/decoding.ipynb #47f016b2
 def decode(
     model:PrefixModel, # the captioner
@@ -143,7 +206,7 @@ def decode(
     how:dict, # for transformers' `generate`: `do_sample`, `num_beams`, ...
     *,
     null:Bool[Tensor,'n']|None=None, # rows that are written without their photo; None: no row
-    processors:Sequence[Callable]=(), # change scores after the rules; told its rows if it has `rows(first, n)`
+    processors:Sequence[Callable]=(), # change scores after the rules; hear of rows by `rows(first, n)`, `keep(rows)`
     max_new_tokens:int=24, # longest caption, tokens, end token included
     min_new_tokens:int=0, # shortest caption, tokens
     no_repeat_ngram_size:int=0, # no n-gram of this length twice in a caption; 0: no such rule
@@ -157,8 +220,9 @@ def decode(
     # 1) the rules that all captions obey
     rules = _rules(model, tok, eos, no_repeat_ngram_size=no_repeat_ngram_size,
                    repetition_penalty=repetition_penalty, min_new_tokens=min_new_tokens)
-    longest = min(max_new_tokens, model.room)
-    how = dict(how, max_new_tokens=longest, eos_token_id=eos, pad_token_id=pad)
+    leave = _may_leave(model.lm, how, processors)
+    if leave and how['do_sample']: processors = [*processors, _Draw()]
+    ends = dict(max_new_tokens=min(max_new_tokens, model.room), eos_token_id=eos, pad_token_id=pad)
     once = together>1 and reads_once(model.lm)
     if once: batch_size = max(batch_size//together, 1)*together    # no image is cut
     with evaluating(model):
@@ -167,20 +231,21 @@ def decode(
             xs = x[i:i+batch_size].to(model.device)
             hidden = None if null is None else null[i:i+batch_size].to(model.device)
             prefix = model.prefix(xs, hidden).to(model.lm.dtype)
-            real = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
             past = _read_once(model.lm, prefix, together) if once else {}
-            # 3) write
-            record = Record()
             told = [p.rows(i, len(xs)) if hasattr(p, 'rows') else p for p in processors]
-            steps = LogitsProcessorList([*([] if beams else [record]), *rules, *told])
-            tokens = model.lm.generate(inputs_embeds=prefix, attention_mask=real,
-                                       logits_processor=steps, **past, **how)
+            # 3) write
+            if leave:
+                tokens, logprobs = _in_stretches(model.lm, prefix, [*rules, *told], **past, **ends)
+            else:
+                record = Record()
+                steps = [*rules, *told] if beams else [record, *rules, *told]
+                tokens = _generate(model.lm, prefix, steps, **past, **how, **ends)
             # 4) log-probabilities
             mask = _real(tokens, eos)
             if beams:
                 per_photo = len(tokens)//len(xs)
                 logprobs = model.logprobs(xs.repeat_interleave(per_photo, 0), tokens, mask)
-            else: logprobs = record.logprobs(tokens)
+            elif not leave: logprobs = record.logprobs(tokens)
             parts.append((tokens, mask, logprobs.masked_fill(~mask, 0.)))
     return _join(parts, pad, tok)
 

@@ -394,7 +394,8 @@ def _in_dtype(encoder, dtype):
     return _check_encoder(encoder, encoder.name)
 
 # %% ../../nbs/03_encoder.ipynb #233d7e65
-shipped = {'toy': 'toy', 'toy-judge': 'toy-judge', 'pocket': 'pocket/encoder'}  # name -> its assets
+shipped = {o:o for o in ('toy','toy-judge','web','web-judge')}  # name -> its assets
+shipped['pocket'] = 'pocket/encoder'
 
 def _named_encoder(name, device, hub):
     "An encoder by its name, as it was saved"
@@ -402,7 +403,8 @@ def _named_encoder(name, device, hub):
     kind,_,rest = name.partition(':')
     if rest and kind!='open_clip': return _own_encoder(name, device)
     if not rest:
-        raise ValueError(f"Unknown encoder '{name}'. Names are 'toy', 'toy-judge', 'pocket', "
+        raise ValueError(f"Unknown encoder '{name}'. Names are 'toy', 'toy-judge', 'web', "
+            "'web-judge', 'pocket', "
             "'open_clip:NAME/TAG' such as open_clip:ViT-B-32/laion2b_s34b_b79k, "
             "'open_clip:FOLDER', or 'package.module:function' of your own")
     folder = Path(rest).expanduser()
@@ -414,7 +416,7 @@ def _named_encoder(name, device, hub):
     return _from_tag(arch, tag, name, device=device, hub=hub)
 
 def load_encoder(
-    name:str, # 'toy', 'toy-judge', 'pocket', 'open_clip:NAME/TAG' or FOLDER, or your 'package.module:function'
+    name:str, # one of `shipped`, 'open_clip:NAME/TAG' or FOLDER, or your 'package.module:function'
     device:str|torch.device='cpu', # where its weights go
     *,
     hub:bool=True, # may what is not on this machine be fetched from the Hugging Face hub?

@@ -43,6 +43,12 @@ class RowNoise:
         self.chance = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self
 
+    def keep(self,
+        rows:Int[Tensor,'m'], # captions of the batch that have not ended
+    ):
+        "Go on with these"
+        self.chance = [self.chance[i] for i in rows.tolist()]
+
     def __call__(self,
         tokens:Int[Tensor,'n t'], # captions so far; not read
         scores:Float[Tensor,'n v'], # of their next tokens

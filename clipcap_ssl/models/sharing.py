@@ -98,6 +98,7 @@ def public_encoder_name(
     folder = _folder_of(name)
     return name if folder is None else f'open_clip:{folder.resolve().name}'
 
+# %% ../../nbs/appendix/sharing.ipynb #b340fdc1
 def _looked_at(place, wanted):
     "Why a folder is not the encoder that is wanted; None where it is. Nothing of it is loaded"
     if not Path(place).is_dir(): return 'not there'
@@ -105,6 +106,7 @@ def _looked_at(place, wanted):
     except (ValueError, OSError) as e: return str(e)
     if wanted and found!=wanted: return f'another encoder, sha256 {found[:12]}...'
 
+# %% ../../nbs/appendix/sharing.ipynb #a3d46f83
 def find_encoder(
     captioner:nn.Module, # says which encoder, and where it may lie
 )->ImageTextEncoder: # with the hash that the captioner names
@@ -123,7 +125,6 @@ def find_encoder(
         f"was looked for in {', '.join(looked)}. Say where its folder lies: "
         'encoder=FOLDER, or --encoder FOLDER')
 
-
 # %% ../../nbs/appendix/sharing.ipynb #7301d8ce
 def _places(captioner, light):
     "Where an encoder or language model of a folder lies on this machine"
@@ -134,6 +135,7 @@ def _places(captioner, light):
         found['lm'] = str(Path(captioner.lm.source['name']).resolve())
     return found
 
+# %% ../../nbs/appendix/sharing.ipynb #66a39921
 def write_captioner(
     captioner:nn.Module, # the captioner
     folder:Path, # an empty folder
@@ -251,6 +253,7 @@ class _Said(BaseModel):
 _Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 _Count = Annotated[int, Field(ge=0, le=4096)]
 
+# %% ../../nbs/appendix/sharing.ipynb #908bbf37
 class _Named(_Said):
     "A part that lies elsewhere"
     name:Annotated[str, Field(max_length=1000)]
@@ -292,6 +295,7 @@ class _Decoding(_Said):
     num_beams:Annotated[int, Field(gt=0, le=1024)]=1
     batch_size:Annotated[int, Field(gt=0)]=1
 
+# %% ../../nbs/appendix/sharing.ipynb #c50a3224
 class _Facts(_Said):
     "What the card says"
     data:str=''
@@ -313,6 +317,7 @@ class _CaptionerFile(_Said):
     files:dict[str,str]={}
     stamp:str
 
+# %% ../../nbs/appendix/sharing.ipynb #67fb6f3d
 def _captioner_config(folder):
     "The checked configuration of a captioner"
     file = folder/'config.json'
@@ -332,6 +337,7 @@ def _empty_lm(cfg):
         config = AutoConfig.for_model(**cfg['lm_config'])
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
+# %% ../../nbs/appendix/sharing.ipynb #8e51284e
 _shaping = 'head|layer|hidden|inner|act|norm|eps|scale|embd|dim|position|window|theta'
 
 def _check_same(there, said, name):
@@ -355,6 +361,7 @@ def _named_lm(cfg, lm, hub):
     _check_same(model.config.to_dict(), cfg['lm_config'], name)
     return model
 
+# %% ../../nbs/appendix/sharing.ipynb #37bc97fc
 def _build_lm(cfg, lm, hub=False):
     "The LM of a configuration, or as loaded where it was kept by name"
     model = _named_lm(cfg, lm, hub) if cfg.get('lm_source') else _empty_lm(cfg)
@@ -414,6 +421,7 @@ def _named_places(encoder, folder, local):
     beside = [d/name for d in (here, here.parent, here.parent.parent)]
     return [*beside, *([local['encoder']] if 'encoder' in local else [])]
 
+# %% ../../nbs/appendix/sharing.ipynb #298c1eb0
 def _check_files(folder, files):
     "Refuse weights and a tokenizer that are not those that were saved"
     for name,saved in files.items():
@@ -431,6 +439,7 @@ def _check_writes(model, file):
     if not logits.isfinite().all():
         raise BadFile(f'{file}: its language model gives no finite numbers')
 
+# %% ../../nbs/appendix/sharing.ipynb #5aedef80
 def read_captioner(
     cls:type, # the class to build
     folder:str|Path, # written by `write_captioner`

@@ -7,8 +7,9 @@ __all__ = ['Finding', 'stops', 'Part', 'plan_table', 'parts_text', 'few_labels',
            'java_lacks', 'known_words', 'toy_refused', 'picture_print', 'near_pairs', 'Seen', 'look_at_photos',
            'photo_findings', 'photos_below', 'unnamed_photos', 'caption_lengths', 'caption_findings', 'swappable_words',
            'word_slots', 'caption_foils', 'Sight', 'seen_through', 'encoder_sight', 'stage2_verdict', 'verdict_line',
-           'Timed', 'time_steps', 'row_seconds', 'Cost', 'run_cost', 'costs_text', 'memory_findings', 'Report',
-           'labelled_photos', 'check_run', 'sight_text', 'report_text', 'asked_config', 'clipcap_check', 'quick_check']
+           'Timed', 'timed_block', 'time_steps', 'row_seconds', 'Cost', 'run_cost', 'duration_text', 'costs_text',
+           'memory_findings', 'Report', 'labelled_photos', 'check_run', 'sight_text', 'report_text', 'asked_config',
+           'clipcap_check', 'quick_check']
 
 # %% ../../nbs/appendix/check.ipynb #bfd88bfb
 import json, math, os, random, sys, threading, time, warnings
@@ -131,7 +132,7 @@ def encoder_lacks(
     name:str, # as `load_encoder` takes it
 )->str: # '' if nothing
     "What an encoder lacks on this machine, and how to get it"
-    if name in ('toy','toy-judge','pocket'): return ''
+    if name in ('toy','toy-judge','web','web-judge','pocket'): return ''
     kind,_,rest = name.partition(':')
     if not rest: return f"'{name}' is no encoder. Name one: --encoder FOLDER"
     if kind!='open_clip': return ''                 # code of your own, imported before
@@ -144,7 +145,7 @@ def lm_lacks(
     name:str, # as `load_lm` takes it
 )->str: # '' if nothing
     "What a language model lacks on this machine, and how to get it"
-    if name=='toy' or (':' in name and not Path(name).exists()): return ''
+    if name in ('toy','web') or (':' in name and not Path(name).exists()): return ''
     path = Path(name).expanduser()
     if name.endswith('.gguf'): return '' if path.is_file() else f'there is no file {name}'
     if not path.is_dir():
@@ -181,7 +182,7 @@ def toy_refused(
 )->list[Finding]:
     "Refuse the small world's models on real photos"
     parts = dict(encoder=cfg.encoder, judge=cfg.judge, lm=cfg.lm)
-    toys = [k for k,name in parts.items() if name in ('toy','toy-judge')]
+    toys = [k for k,name in parts.items() if name in ('toy','toy-judge','web','web-judge')]
     if not toys or cfg.data=='scenes': return []
     known = known_words(captions)
     if known>.9: return []
@@ -602,8 +603,12 @@ def _watched(device):
         thread.join()
         if cuda: found['memory'] = torch.cuda.max_memory_allocated(device)
 
-def _timed(device, n, do):
-    "What one of `n` costs; `do` is called once before, to warm up"
+def timed_block(
+    device, # where it computes
+    n:int, # steps, photos or captions of one call
+    do:Callable, # called once to warm up, and once more
+)->Timed: # of one of the `n`
+    "What one step, photo or caption costs"
     do()
     with _watched(device) as found: do()
     return Timed(found['seconds']/n, found['memory'])
@@ -641,17 +646,17 @@ def time_steps(
     from clipcap_ssl.train.supervised import train_supervised
     model,x,pairs = _sample_parts(cfg, encoder, captions)
     device,kinds = model.device,{r.partition('@')[0] for r in cfg.rows}
-    def run(n, do): return _timed(device, n, do)
+    def run(n, do): return timed_block(device, n, do)
     longest = dict(max_new_tokens=cfg.max_new_tokens)
     found = dict(
         step=run(2, lambda: train_supervised(model, pairs, batch_size=cfg.batch, n_steps=2)),
         write=run(len(x), lambda: sample(model, x, 1, seed=0, **longest)),
         text=run(len(x), lambda: encoder.encode_text([captions[0]]*len(x))))
     stage2 = dict(batch_size=cfg.policy_batch, n_steps=1, labelled=pairs, **longest)
+    policy = dict(n_samples=cfg.policy_samples, micro_batch=cfg.policy_micro_batch)
     if kinds&{'stage2_policy','anchors_only','abstract','naive'}:
         reward = clip_reward(encoder)
-        found['policy'] = run(1, lambda: train_policy(model, x, reward,
-                                                      n_samples=cfg.policy_samples, **stage2))
+        found['policy'] = run(1, lambda: train_policy(model, x, reward, **policy, **stage2))
     if 'stage2_gumbel' in kinds:
         found['gumbel'] = run(1, lambda: train_gumbel(model, x, encoder, bank=x,
                                                       n_samples=cfg.gumbel_samples, **stage2))
@@ -716,7 +721,9 @@ def run_cost(
     return found
 
 # %% ../../nbs/appendix/check.ipynb #8e139d16
-def _duration(seconds):
+def duration_text(
+    seconds:float, # any number of them
+)->str: # such as '12 min'
     "Seconds in words"
     if seconds<90: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
@@ -725,8 +732,8 @@ def costs_text(
     costs:Sequence[Cost], # from `run_cost`
 )->str: # a table
     "What a run would take, as people read it"
-    rows = [(o.stage, _duration(o.seconds), f'{o.memory/1e9:.1f} GB') for o in costs]
-    total = _duration(sum(o.seconds for o in costs))
+    rows = [(o.stage, duration_text(o.seconds), f'{o.memory/1e9:.1f} GB') for o in costs]
+    total = duration_text(sum(o.seconds for o in costs))
     most = max((o.memory for o in costs), default=0)
     return '\n'.join(_aligned([('stage','time','memory'), *rows,
                                ('all', total, f'{most/1e9:.1f} GB')], right=(1,2)))

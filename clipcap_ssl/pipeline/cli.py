@@ -41,6 +41,9 @@ def _print_gain(scores, out):
     if row and 'stage1' in scores:
         said = help_sentence(scores[row], scores['stage1'], names=(row, 'stage1'))
         if said: print(f'\n{said}.')
+    if kept in scores and 'parent' in scores:
+        said = help_sentence(scores[kept], scores['parent'], names=(kept, 'the parent'))
+        if said: print(f'{said}.')
     if kept: print(f'The captioner that is kept: {kept}')
 
 def _report(scores, out):
@@ -58,6 +61,21 @@ def _report(scores, out):
 def _to_stderr(text): print(text, file=sys.stderr)
 
 # %% ../../nbs/18_cli.ipynb #336c8c51
+def _asked_config(recipe, from_run, settings):
+    "The settings of a recipe, or of the run to go on from"
+    if from_run is None:
+        if recipe is None:
+            raise ValueError('name a recipe: scenes, photos, photos_small, coco_2pct or a file')
+        return load_config(recipe, **settings)
+    from clipcap_ssl.pipeline.parent import next_config
+    cfg = next_config(from_run, **settings)
+    if recipe: return load_config(recipe, **dict(parent=cfg.parent) | settings)
+    for setting,name in own_names(cfg).items():
+        raise ValueError(f"{from_run} names {setting}='{name}', code of somebody's own, which is "
+                         'not run unasked. If you trust it, name your recipe: '
+                         f'clipcap_train RECIPE --from {from_run}')
+    return cfg
+
 @call_parse
 @plainly
 def clipcap_train(
@@ -67,6 +85,8 @@ def clipcap_train(
     set:Param('A setting, as key=value; may be repeated', str, action='append')=None,
     out:str=None, # Folder of the run, where an interrupted run goes on; default: runs/RECIPE-seedN
     *,
+    budget:str=None, # Time for the run, such as 2h or 90m: steps are cut to fit it, and batches to fit memory
+    from_run:str=None, # or --from: an earlier run, whose captioner a new run goes on from with more captions
     seed:int=None, # Seed of everything random; default: the recipe's
     device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
     workers:int=1, # Rows trained side by side, each in a process
@@ -76,20 +96,25 @@ def clipcap_train(
     captions, and the controls. A recipe may name parts of your own, such as
     mapper=package.module:Class. Their module must be installed or on PYTHONPATH.
     Example: clipcap_train scenes --set n_pairs=200 --set rows=stage1,stage2_expert --seed 1
+    More captions later: clipcap_train --from runs/mine --set manifest=captions-2.jsonl
     On several GPUs: torchrun --nproc_per_node 8 --no-python clipcap_train RECIPE"""
     if settings:
         print(settings_table())
         return
-    if recipe is None:
-        raise ValueError('name a recipe: scenes, photos, photos_small, coco_2pct or a file')
-    from clipcap_ssl.pipeline.check import quick_check
-    from clipcap_ssl.pipeline.experiment import run
     over = _settings(set)
     if seed is not None: over['seed'] = seed
-    cfg = load_config(recipe, **over)
+    cfg = _asked_config(recipe, from_run, over)
+    from clipcap_ssl.pipeline.check import quick_check
+    from clipcap_ssl.pipeline.experiment import run
+    from clipcap_ssl.pipeline.parent import next_folder
     quick_check(cfg, say=_to_stderr)
+    if out is None and from_run: out = next_folder(from_run)
     out = out or f'runs/{Path(recipe).stem}-seed{cfg.seed}'
-    scores = run(cfg, out, device or default_device(), say=_to_stderr, workers=workers)
+    device = device or default_device()
+    if budget:
+        from clipcap_ssl.pipeline.budget import budgeted
+        cfg = budgeted(cfg, budget, out, device=device, workers=workers, say=_to_stderr)
+    scores = run(cfg, out, device, say=_to_stderr, workers=workers)
     if scores: _report(scores, out)
 
 # %% ../../nbs/18_cli.ipynb #59d61407
@@ -338,7 +363,7 @@ def clipcap_caption(
 @plainly
 def clipcap_pretrain(
     out:str='toy_world', # Folder to write the models to
-    recipe:str=None, # A recipe file; default: toy_world.toml, which ships with the package
+    recipe:str='toy_world', # A recipe file, or one of the package: toy_world, web_world, weak_world
     only:str=None, # Train only this one, such as toy-lm; default: all of the recipe
     *,
     device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
@@ -346,8 +371,8 @@ def clipcap_pretrain(
     """Train the small world's encoders and language model anew, each into a folder of its own.
     Example: clipcap_pretrain --out toy_world --only toy-lm"""
     import torch
+    from clipcap_ssl.pipeline.config import recipe_path
     from clipcap_ssl.train.pretrain import build_world
-    path = Path(recipe) if recipe else asset_path('..')/'recipes'/'toy_world.toml'
-    done = build_world(read_toml(path), out, only, device=known_device(device))
+    done = build_world(read_toml(recipe_path(recipe)), out, only, device=known_device(device))
     for name,info in done.items():
         print(name, info['sha256'][:12], f"{info['seconds']} s", info.get('foils', ''))

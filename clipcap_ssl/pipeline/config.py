@@ -56,7 +56,7 @@ class DataConfig:
     unlabelled:str='' # photos without captions: another manifest in that folder, or store:FOLDER of features
     encoder:str='toy' # what the captioner sees, and what rewards it; or 'package.module:function'
     judge:str='toy-judge' # another encoder, which judges; or 'package.module:function'
-    lm:str='toy' # language model: 'toy', 'gpt2', a folder, or 'package.module:function'
+    lm:str='toy' # language model: 'toy', 'web', 'gpt2', a folder, or 'package.module:function'
     features:str='' # a store of the encoder's features, made by clipcap_features; none: photos are embedded
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
     tokenize:str='ptb' # words of scores, lengths and rewards: 'ptb' (as COCO; counts take 'unicode'), or 'characters'
@@ -64,6 +64,8 @@ class DataConfig:
     n_train:Count=4000 # photos to train on (scenes: how many are drawn; folders: at most, 0 for all)
     n_test:Count=500 # photos to judge on, at most
     n_dev:Count=0 # training photos kept apart to choose settings by; judged beside the test photos
+    n_unlabelled:Count=0 # photos of stage 2, at most (scenes: as many are drawn); 0: all without a label
+    one_group:Annotated[float, Range(0, 1)]=.3 # scenes: the share of drawings with one group of objects
     n_pairs:Count=400 # labelled pairs, the dial of the paper's question; 0: every caption of the training photos
     n_dev_pairs:Count=40 # how many of these are kept back to choose by
     verify:bool=False # compare every photo with its cached features by content, not by its file's size and time
@@ -222,9 +224,10 @@ _default_rows = ('stage1', 'guided', 'stage2_expert', 'stage2_policy', 'abstract
 
 @dataclass
 class RowsConfig:
-    "Which rows are run, and which captioner is kept"
+    "Which rows are run, where stage 1 begins, and which captioner is kept"
     rows:list=field(default_factory=lambda: list(_default_rows)) # the rows that are run
     keep:str='stage2_expert' # the row whose captioner is saved for use
+    parent:str='' # folder of an earlier run, whose captioner stage 1 goes on from with more labels; '': from nothing
 
 # %% ../../nbs/appendix/config.ipynb #a689aef5
 @dataclass
@@ -278,7 +281,7 @@ class Config(ControlConfig, NaiveConfig, AbstractConfig, FullConfig, RowsConfig,
     "All settings of an experiment: the groups, joined to one flat list"
 
 # %% ../../nbs/appendix/config.ipynb #a030713a
-row_names = ('text_only', 'stage1', 'guided', 'best_of_n', 'stage2_expert', 'reward_free',
+row_names = ('parent', 'text_only', 'stage1', 'guided', 'best_of_n', 'stage2_expert', 'reward_free',
              'oracle_expert', 'stage2_policy', 'anchors_only', 'stage2_gumbel', 'abstract',
              'naive', 'full', 'full_guided', 'full_stage2', 'human')
 
@@ -288,7 +291,8 @@ def row_start(
 )->str|None: # another row; None: from nothing
     "The row whose captioner a row starts from"
     kind = row.partition('@')[0]
-    if kind in ('text_only','human'): return None
+    if kind in ('parent','text_only','human'): return None
+    if kind=='stage1' and cfg.parent: return 'parent'
     if kind in ('stage1','full'): return 'text_only' if cfg.n_texts else None
     if kind in ('stage2_policy','stage2_gumbel','anchors_only'): return cfg.policy_from
     if kind in ('full_guided','full_stage2'): return 'full'
@@ -460,6 +464,9 @@ def _check_together(cfg):
     if not cfg.rows: raise ValueError('rows is empty: name one row or more')
     for row in [*cfg.rows, cfg.keep]: _check_row(row)
     if cfg.keep=='human': raise ValueError("keep is a row with a captioner, and 'human' has none")
+    if cfg.keep=='parent': raise ValueError("keep is a row that is trained, and 'parent' is not")
+    if 'parent' in cfg.rows and not cfg.parent:
+        raise ValueError("the row 'parent' needs a run to go on from: parent=RUN, or --from RUN")
     if cfg.n_pairs and not cfg.n_dev_pairs<cfg.n_pairs:
         raise ValueError(f'n_pairs ({cfg.n_pairs}) must exceed n_dev_pairs '
                          f'({cfg.n_dev_pairs}): none would be left to train on')
@@ -567,7 +574,7 @@ def save_config(
 
 
 # %% ../../nbs/appendix/config.ipynb #ea2bc151
-places = ('data','unlabelled','features','encoder','judge','lm') # settings that may be folders
+places = ('data','unlabelled','features','encoder','judge','lm','parent') # settings that may be folders
 # what stands before a path
 _kinds = dict(unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',), lm=('',))
 
@@ -589,7 +596,7 @@ def located(
     for k in places:
         kind,path = _split_place(getattr(cfg, k))
         path = Path(path).expanduser()
-        named = getattr(cfg, k) in ('','scenes','toy') or kind not in _kinds.get(k, (kind,))
+        named = getattr(cfg, k) in ('','scenes','toy','web') or kind not in _kinds.get(k, (kind,))
         if not named and path.exists(): found[k] = f'{kind}{path.resolve()}'
     return replace(cfg, **found)
 
@@ -613,6 +620,6 @@ def run_config(
         kind,path = _split_place(getattr(cfg, k))
         if not _is_path(getattr(cfg, k)) or Path(path).expanduser().exists(): continue
         beside = [d/Path(path).name for d in (folder, folder.parent)]
+        if k=='parent': beside.append(folder/'parent.json')
         found |= {k:f'{kind}{p}' for p in reversed(beside) if p.exists()}
     return replace(cfg, **found)
-

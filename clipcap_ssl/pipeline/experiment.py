@@ -6,7 +6,7 @@
 __all__ = ['row_training', 'row_decoding', 'write_captions', 'run', 'score_run']
 
 # %% ../../nbs/17_experiment.ipynb #a1014af6
-import copy, hashlib, json, math, os, shutil, signal, threading, time, warnings
+import copy, hashlib, json, math, os, shutil, signal, sys, threading, time, warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
@@ -113,8 +113,9 @@ def _oracle_expert(cfg, parts, model, **how):
     "Expert iteration in which the scene graph chooses"
     if cfg.data!='scenes':
         raise ValueError('oracle_expert needs scene graphs, and photos have none')
-    drawn = scene_parts(cfg)[0]
-    graph = dict(zip(drawn.ids, drawn.scenes))
+    train,more,_ = scene_parts(cfg)
+    graph = dict(zip(train.ids, train.scenes))
+    if more: graph |= dict(zip(more.ids, more.scenes))
     graphs = [graph[i] for i in parts.plain.ids if i in parts.features]
     def judge(texts): return 3.*torch.from_numpy(claims_table(texts, graphs))
     return _expert(cfg, parts, model, judge=judge, **how)
@@ -247,12 +248,23 @@ def _row_order(cfg, rows):
     return sorted(todo, key=level),starts
 
 # %% ../../nbs/17_experiment.ipynb #ae31df21
+def _read_captioner(parts, folder):
+    "A captioner that was saved, with the encoder of this run"
+    model = Captioner.from_pretrained(folder, mapper=copy.deepcopy(parts.own.mapper))
+    return model.to(getattr(parts.encoder, 'device', 'cpu')).attach(parts.encoder)
+
 def _load(cfg, parts, out, *, row):
     "The captioner of a row that is done; a new one where `row` is None"
     if row is None: return _new(cfg, parts)
-    mapper = copy.deepcopy(parts.own.mapper)
-    model = Captioner.from_pretrained(out/'captioners'/row, mapper=mapper)
-    return model.to(getattr(parts.encoder, 'device', 'cpu')).attach(parts.encoder)
+    return _read_captioner(parts, out/'captioners'/row)
+
+def _start_of(cfg, parts, out, *, row):
+    "The captioner that a row starts from, and the CPU seconds that went into it"
+    if row=='parent':
+        return _read_captioner(parts, parts.parent.folder/'captioner'),parts.parent.cpu_seconds
+    start = row_start(cfg, row)
+    spent = _read_row(out, start)['cpu_seconds'] if start else 0
+    return _load(cfg, parts, out, row=start),spent
 
 # %% ../../nbs/17_experiment.ipynb #ce9dac61
 def _trace(cfg, parts, kind, *, start):
@@ -276,7 +288,7 @@ def _dev_cider(cfg, parts, row):
     judge = CiderD({i:parts.dev.references[i] for i in ids}, cfg.tokenize)
     return lambda model: float(judge(write_captions(cfg, row, model, x=x), ids).mean())
 
-def _live(cfg, parts, out, *, row, start):
+def _live(cfg, parts, out, *, row, start, say=None):
     "The hook that writes the page of a run: one, or none"
     if not cfg.live or not accelerator_now().is_main_process: return []
     # 1) sixteen photos
@@ -288,8 +300,9 @@ def _live(cfg, parts, out, *, row, start):
     if not pictures: return []
     # 2) the hook
     def write(model): return write_captions(cfg, row, model, x=x[:16])
-    return [Live(out, row, write, pictures=pictures, every=cfg.live, pause=15.,
-                 fresh=start is None, cider=_dev_cider(cfg, parts, row))]
+    before = read_log(out/'rows'/f'{row}.log.jsonl')
+    return [Live(out, row, write, pictures=pictures, every=cfg.live, pause=15., before=before,
+                 fresh=start is None, cider=_dev_cider(cfg, parts, row), say=say)]
 
 # %% ../../nbs/17_experiment.ipynb #fedf2155
 def _keep_captioner(cfg, parts, row, *, model, folder):
@@ -390,21 +403,21 @@ def _write_row(cfg, parts, out, *, row, model, log):
     if row in _row_order(cfg, cfg.rows)[1]: model.save_pretrained(out/'captioners'/row)
     if row==kept_row(cfg): _keep_captioner(cfg, parts, row, model=model, folder=out/'captioner')
 
-def _run_row(cfg, parts, out, *, row, clock=None):
+def _run_row(cfg, parts, out, *, row, clock=None, say=None):
     "Train one row if it needs training, and write its captions"
     acc,kind = accelerator_now(),row.partition('@')[0]
     kept,seconds = _row_checkpoint(cfg, parts, out, row=row, clock=clock)
     # 1) start from another row
     start = row_start(cfg, row)
-    spent = _read_row(out, start)['cpu_seconds'] if start else 0
-    model = _load(cfg, parts, out, row=start)
+    model,spent = _start_of(cfg, parts, out, row=row)
     # 2) train
     log,looks = [],[]
     if kind in row_training:
         looks = _trace(cfg, parts, kind, start=copy_captioner(model) if start else None)
-        live = _live(cfg, parts, out, row=row, start=start)
+        live = _live(cfg, parts, out, row=row, start=start, say=say)
         with _tracked(cfg, acc, out, row=row):
             log = row_training[kind](cfg, parts, model, hooks=[*looks, *live], checkpoint=kept)
+        for hook in live: hook.end(model)
     # 3) write captions
     said = dict(zip(parts.test.ids, _said(cfg, row, model, x=parts.test.x)))
     dev = parts.dev
@@ -425,8 +438,10 @@ def _row_process(cfg, out, device, *, row, threads, clock):
     began = time.time()
     import_own(cfg)
     with training_with(_accelerator(cfg, device, out)):
-        _run_row(cfg, prepare(cfg, device), out, row=row, clock=clock)
+        _run_row(cfg, prepare(cfg, device), out, row=row, clock=clock, say=_to_stderr)
     return time.time()-began
+
+def _to_stderr(text): print(text, file=sys.stderr, flush=True)
 
 def _end(number, frame):
     "End a worker; a training that keeps its state does this after its step"
@@ -484,6 +499,15 @@ def _finished(out):
     "The rows of a folder that are done"
     return [file.stem for file in sorted((out/'rows').glob('*.json'))]
 
+_about_labels = ('data','manifest','unlabelled','splits','n_train','n_pairs','n_dev_pairs','n_dev')
+
+def _other_folder(out, more_labels):
+    "What to do where a folder holds a run that is not ours"
+    how = 'choose another folder with --out, or delete it'
+    if not more_labels or not (out/'scores.json').is_file(): return how
+    return (f'to go on from its captioner with more captions, as a new run: clipcap_train --from '
+            f'{out}. Or {how}')
+
 def _open_run(cfg, out):
     "The settings, with the rows that are done in the folder; refuses a folder of other settings"
     path,done = out/'config.toml',_finished(out)
@@ -494,8 +518,10 @@ def _open_run(cfg, out):
     old = located(run_config(out))
     before,now = asdict(old),asdict(cfg)
     diff = [k for k in now if before[k]!=now[k] and k not in _same_results]
-    if diff: raise ValueError(f'{out} holds a run with other settings ({", ".join(diff)}): '
-                              'choose another folder with --out, or delete it')
+    if diff:
+        labels = set(diff)<=set(_about_labels)
+        raise ValueError(f'{out} holds a run with other settings ({", ".join(diff)}): '
+                         f'{_other_folder(out, labels)}')
     rows = [r for r in old.rows if r in done or r=='human']+cfg.rows
     rows += [r for r in done if r not in _row_order(cfg, rows)[0]]
     return replace(cfg, rows=list(dict.fromkeys(rows)))
@@ -535,9 +561,14 @@ def _splits(parts):
         test=list(test.ids),
         encoder=sorted(trained_on(parts.encoder)), judge=sorted(trained_on(parts.judge)),
         copies_taken_out=[list(o) for o in parts.copies], photos=parts.contents,
+        dev=list(parts.dev.ids) if parts.dev else [], **_of_parent(parts.parent),
         hashes=dict(encoder=parts.encoder.hash, judge=parts.judge.hash,
                     captions=_hash([list(c) for c in parts.train.captions]),
                     references=_hash(test.references, test.human)))
+
+def _of_parent(parent):
+    "The captioner that was gone on from, and what photos were used for before"
+    return dict(parent=parent.captioner, before=asdict(parent.uses)) if parent else {}
 
 def _differing(before, now):
     "Up to three keys at which two dicts differ, as text"
@@ -560,8 +591,11 @@ def _write_splits(out, parts):
     file,now = out/'splits.json',_splits(parts)
     before = read_document(file, _Splits) if file.is_file() and _finished(out) else {}
     diff = _what_changed(before, now)
-    if diff: raise ValueError(f'{out} holds a run on other data, for this has changed: '
-                              f'{", ".join(diff)}. Choose another folder with --out, or delete it')
+    if diff:
+        hashes = before.get('hashes', now['hashes'])
+        how = _other_folder(out, hashes.get('captions')!=now['hashes']['captions'])
+        raise ValueError(f'{out} holds a run on other data, for this has changed: '
+                         f'{", ".join(diff)}. {how[0].upper()}{how[1:]}')
     write_json(file, now)
 
 def _is_done(out, row, starts):
@@ -632,7 +666,7 @@ def _train_rows(cfg, parts, out, *, device, workers, say):
         todo = []
     for r in todo:
         began = time.time()
-        _run_row(cfg, parts, out, row=r, clock=clock)
+        _run_row(cfg, parts, out, row=r, clock=clock, say=say)
         done(r, time.time()-began)
     if acc.is_main_process: _drop_states(out, key, starts)
     return rows,clock
@@ -674,6 +708,7 @@ def _run(cfg, out, own, *, device, workers, say):
     _check_rows(cfg, parts, say)
     if acc.is_main_process:
         _write_splits(out, parts)
+        if parts.parent: parts.parent.save(out/'parent.json')
         _write_config(cfg, out)
     # 2) the rows that are not done
     rows,clock = _train_rows(cfg, parts, out, device=device, workers=workers, say=say)

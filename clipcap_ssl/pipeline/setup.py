@@ -18,15 +18,18 @@ from pydantic import FiniteFloat
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 from .config import Config
+from .parent import Parent, check_same_captioner, check_splits, dev_order
+from .parent import labels_first, parents_account, read_parent, to_keep_back
 from ..core import asset_path, clipcap_home, named_object
 from ..documents import Name, checked, parse_json, read_document
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
 from ..data.base import subset, without_captions
 from ..data.captions import data_folder, read_utf8, whole_text
-from ..data.features import Features, encode_dataset
-from ..models.encoder import ImageTextEncoder, load_encoder
+from ..data.features import Features, encode_dataset, join_rows
+from ..models.encoder import ImageTextEncoder, load_encoder, shipped
+from ..models.loading import shipped_lms
 from ..report.evaluate import human_row
-from ..train.pretrain import sentences
+from ..train.pretrain import lm_sentences
 from ..data.scenes import ToyScenes
 
 # %% ../../nbs/appendix/setup.ipynb #84228d44
@@ -70,6 +73,7 @@ class Parts:
     dev:Judged|None # photos to choose settings by
     own:OwnParts # what was handed over as an object
     contents:dict=field(default_factory=dict) # part -> name -> hash of the photo's content
+    parent:Parent|None=None # the run whose captioner stage 1 goes on from
     copies:list=field(default_factory=list) # (photo, its part, the photo that it copies, part of that): taken out
 
     @property
@@ -78,11 +82,15 @@ class Parts:
 # %% ../../nbs/appendix/setup.ipynb #22c71120
 def scene_parts(
     cfg:Config, # says how many, and the seed
-)->tuple[ToyScenes,None,ToyScenes]: # training scenes, no further photos, test scenes
+)->tuple[ToyScenes,ToyScenes|None,ToyScenes]: # training scenes, further scenes without captions, test scenes
     "The scenes of a seed; one caption more for the test scenes, to be set aside"
-    train = ToyScenes(cfg.n_train, 10_000+2*cfg.seed)
-    test = ToyScenes(cfg.n_test, 10_001+2*cfg.seed, n_captions=6)
-    return train,None,test
+    train = ToyScenes(cfg.n_train, 10_000+2*cfg.seed, one_group=cfg.one_group)
+    test = ToyScenes(cfg.n_test, 10_001+2*cfg.seed, n_captions=6, one_group=cfg.one_group)
+    without = max(cfg.n_train-cfg.n_dev-cfg.n_pairs, 0) if cfg.n_pairs else 0
+    if cfg.n_unlabelled<=without: return train,None,test
+    seed = 5_000_000_000+cfg.seed
+    more = ToyScenes(cfg.n_unlabelled-without, seed, n_captions=0, one_group=cfg.one_group)
+    return train,more,test
 
 # %% ../../nbs/appendix/setup.ipynb #54f55a85
 class _Split(TypedDict):
@@ -206,7 +214,7 @@ def _some(features, ds):
 
 def _both(found, others):
     "Features of the training photos and of further ones"
-    x = torch.cat([found.x, others.x])
+    x = join_rows([found.x, others.x])
     return Features(found.ids+others.ids, x, found.encoder_hash)
 
 def _reads_grid(cfg, own):
@@ -251,14 +259,16 @@ class Copies:
         return [mine.get(o, i) for i,o in enumerate(ds.ids)]
 
 # %% ../../nbs/appendix/setup.ipynb #4827e0d7
-def _toy_lm_seed():
-    "The seed of the sentences that the scenes' language model was trained on"
-    return read_document(asset_path('toy-lm')/'recipe.json', dict)['recipe']['data_seed']
+def _lm_sentences(cfg):
+    "Sentences that the scenes' language model was trained on"
+    asset = shipped_lms.get(cfg.lm, 'toy-lm')
+    recipe = read_document(asset_path(asset)/'recipe.json', dict)['recipe']
+    return lm_sentences(recipe, cfg.n_texts)
 
 def _texts(cfg):
     "Unpaired sentences, each once"
     if not cfg.n_texts: return []
-    if cfg.data=='scenes': return sentences(cfg.n_texts, _toy_lm_seed())
+    if cfg.data=='scenes': return _lm_sentences(cfg)
     if not cfg.texts:
         raise ValueError('A start from text on photos needs sentences: '
                          'texts=FILE, a file in the data folder with one sentence per line')
@@ -267,14 +277,16 @@ def _texts(cfg):
     return [o for o in dict.fromkeys(lines) if o][:cfg.n_texts]
 
 # %% ../../nbs/appendix/setup.ipynb #a31b1a01
-def _keep_apart(ds, n, seed):
+def _keep_apart(ds, n, seed, parent=None, contents=None):
     "Training photos, and `n` others that have captions"
     if not n: return ds,None
     order = [i for i,c in enumerate(ds.captions) if c]
-    if n>=len(order):
-        raise ValueError(f'n_dev={n} photos are to be kept apart, and of the training photos '
-            f'{len(order)} have captions')
     random.Random(f'dev {seed}').shuffle(order)
+    if parent: order = dev_order(parent.uses, ds, order, contents=contents)
+    if n>len(order)-(not parent):
+        known = f' that {parent.name} did not learn' if parent else ''
+        raise ValueError(f'n_dev={n} photos are to be kept apart, and of the training photos '
+            f'{len(order)} have captions{known}')
     apart = set(order[:n])
     return subset(ds, [i for i in range(len(ds)) if i not in apart]),subset(ds, sorted(apart))
 
@@ -349,15 +361,34 @@ def _once(train, more, test, *, copies, known):
     more = rest(more, 'unlabelled')
     return train,copies.take_out(more, 'unlabelled', copies.of(train, 'train'), kind='train'),test
 
-def _labels(cfg, train):
-    "The labelled pairs: `n_pairs` of them, or all"
+def _labels(cfg, train, parent=None, contents=None):
+    "The labelled pairs: `n_pairs` of them, or all; those of a parent are among them"
     n = cfg.n_pairs or sum(map(len, train.captions))
-    return split_labelled(train, n_pairs=n, seed=cfg.seed)
+    if not parent: return split_labelled(train, n_pairs=n, seed=cfg.seed)
+    pairs = split_labelled(train, n_pairs=sum(map(len, train.captions)), seed=cfg.seed)
+    theirs = parent.uses.labelled+parent.uses.kept_back
+    if n<len(theirs):
+        raise ValueError(f"n_pairs is {n}, and the run '{parent.name}' has {len(theirs)} labels: "
+                         'a run that goes on has them all')
+    return labels_first(parent.uses, train, pairs, contents=contents)[:n]
 
-def _draw_labels(cfg, train, *, copies):
+def _cut_labels(cfg, train, labels, *, parent=None, contents=None, keys=None):
+    "Labels to train by, and labels to choose by: none that a parent has learnt"
+    if not parent: return _cut_by_photo(labels, cfg.n_dev_pairs, keys)
+    free = to_keep_back(parent.uses, train, labels, contents=contents)
+    apart = set(_cut_by_photo(free, cfg.n_dev_pairs, keys)[1])
+    return [o for o in labels if o not in apart],[o for o in labels if o in apart]
+
+def _at_most(ds, n, seed):
+    "`n` photos by lot, or all"
+    if not 0<n<len(ds): return ds
+    return subset(ds, sorted(random.Random(f'plain {seed}').sample(range(len(ds)), n)))
+
+def _draw_labels(cfg, train, *, copies, parent=None):
     "Labels to train by, labels to choose by, and the training photos that have none"
-    labels = _labels(cfg, train)
-    to_train,to_choose = _cut_by_photo(labels, cfg.n_dev_pairs, copies.keys(train))
+    known = dict(parent=parent, contents=copies.contents.get('train', {}))
+    labels = _labels(cfg, train, **known)
+    to_train,to_choose = _cut_labels(cfg, train, labels, keys=copies.keys(train), **known)
     at = {i for i,_ in labels}
     plain = without_captions(subset(train, [i for i in range(len(train)) if i not in at]))
     labelled = copies.of(subset(train, sorted(at)), 'train')
@@ -373,6 +404,8 @@ def prepare(
     # 1) who looks
     encoder = own.encoder or load_encoder(cfg.encoder, device)
     judge = own.judge or load_encoder(cfg.judge, device)
+    parent = read_parent(cfg.parent) if cfg.parent else None
+    if parent: check_same_captioner(parent, cfg, encoder.hash)
     grid,drawn = _reads_grid(cfg, own),cfg.data=='scenes'
     # 2) photos that no encoder knows, each in one part, some of them kept apart
     known = {*trained_on(encoder), *trained_on(judge)}
@@ -385,11 +418,16 @@ def prepare(
     def look(ds, part): return _features(encoder, ds, grid) if drawn else _some(seen[part], ds)
     copies = Copies({part:o.contents for part,o in seen.items()})
     train,more,test = _once(train, more, test, copies=copies, known=known)
-    train,apart = _keep_apart(train, cfg.n_dev, cfg.seed)
+    shown = copies.contents.get
+    if parent:
+        learnt = [(o, shown(k, {})) for k,o in dict(train=train, unlabelled=more).items() if o]
+        check_splits(parent, learnt, (test, shown('test', {})))
+    train,apart = _keep_apart(train, cfg.n_dev, cfg.seed, parent, contents=shown('train', {}))
     if apart: train = copies.take_out(train, 'train', copies.of(apart, 'train'), kind='dev')
     # 3) labelled pairs; every photo without a label loses its captions
-    to_train,to_choose,plain = _draw_labels(cfg, train, copies=copies)
+    to_train,to_choose,plain = _draw_labels(cfg, train, copies=copies, parent=parent)
     if more: plain = join(plain, without_captions(more))
+    plain = _at_most(plain, cfg.n_unlabelled, cfg.seed)
     # 4) features of all
     graphs = dict(zip(test.ids, test.scenes)) if drawn else None
     def judged(ds, part, scenes=None):
@@ -402,7 +440,7 @@ def prepare(
     parts = Parts(encoder=encoder, judge=judge, train=train, features=feats,
         labels_to_train=to_train, labels_to_choose=to_choose,
         plain=plain, x=feats[[o for o in plain.ids if o in feats]], texts=_texts(cfg),
-        test=test, dev=dev, own=own, contents=contents, copies=copies.taken)
+        test=test, dev=dev, own=own, parent=parent, contents=contents, copies=copies.taken)
     # 5) can every row be trained and judged?
     _check_parts(cfg, parts)
     return parts
@@ -430,11 +468,18 @@ def plan_parts(
 )->Plan:
     "The parts of an experiment by name, before any photo is opened"
     train,more,test = scene_parts(cfg) if cfg.data=='scenes' else _folder_parts(cfg, known)
-    train,apart = _keep_apart(train, cfg.n_dev, cfg.seed)
-    to_train,to_choose = _cut_by_photo(_labels(cfg, train), cfg.n_dev_pairs)
+    if more:                               # a photo that got a caption is still on that list
+        named = set(train.ids)
+        more = subset(more, [i for i,o in enumerate(more.ids) if o not in named])
+    parent = read_parent(cfg.parent) if cfg.parent else None
+    if parent: check_splits(parent, [(o, {}) for o in (train, more) if o], (test, {}))
+    train,apart = _keep_apart(train, cfg.n_dev, cfg.seed, parent)
+    labels = _labels(cfg, train, parent)
+    to_train,to_choose = _cut_labels(cfg, train, labels, parent=parent)
     at = {i for i,_ in to_train+to_choose}
     plain = without_captions(subset(train, [i for i in range(len(train)) if i not in at]))
     if more: plain = join(plain, without_captions(more))
+    plain = _at_most(plain, cfg.n_unlabelled, cfg.seed)
     return Plan(train, to_train, to_choose, plain, test=test, dev=apart)
 
 # %% ../../nbs/appendix/setup.ipynb #0c2588a0
@@ -472,9 +517,8 @@ class _Taught(TypedDict):
 
 def _taught(name, kind):
     "What a model of the small world, or of a folder, was trained on, by its recipe.json"
-    asset = 'toy-lm' if name=='toy' and kind=='lm' else name
-    shipped = name in ('toy','toy-judge')
-    folder = asset_path(asset) if shipped else Path(name.removeprefix('open_clip:')).expanduser()
+    asset = (shipped_lms if kind=='lm' else shipped).get(name)
+    folder = asset_path(asset) if asset else Path(name.removeprefix('open_clip:')).expanduser()
     file = folder/'recipe.json'
     if not file.is_file(): return {'see': f'the card of {name}'}
     return read_document(file, _Taught).get('supervision', {})
@@ -485,7 +529,11 @@ def ledger(
 )->dict: # part -> what taught it
     "How much supervision went into the experiment"
     all_pairs = sum(map(len, parts.train.captions))
-    return dict(
+    before = {}
+    if parts.parent:
+        labels = [(parts.train.ids[i], j) for i,j in parts.labels]
+        before = parents_account(parts.parent, labels, parts.plain.ids)
+    return before | dict(
         encoder=_taught(cfg.encoder, 'encoder'),
         language_model=_taught(cfg.lm, 'lm'),
         labelled_pairs_to_train=len(parts.labels_to_train),

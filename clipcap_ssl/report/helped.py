@@ -70,5 +70,6 @@ def stage2_helps(
     said = ', '.join(map(told, known))
     if 'cider' in known and known['cider'][0].high<0: return False,f'CIDEr fell: {said}'
     helped = [names[k] for k,(gain,_) in known.items() if gain.low>0]
-    if helped: return True,f'{" and ".join(helped)} says that it helped: {said}'
+    says = 'say' if len(helped)>1 else 'says'
+    if helped: return True,f'{" and ".join(helped)} {says} that it helped: {said}'
     return False,f'neither says that it helped: {said}' 

@@ -78,9 +78,10 @@ def add_captions(
     out:str|Path, # the new list; it stands in the folder, since paths in it begin there
     *,
     unlabelled:str=None, # a second list of the folder, of photos without captions
+    manifest:str=None, # the list of the folder, where there are several
 )->int: # captions that are new
     "The list of a data set with more captions, as a new file"
-    rows,out,folder = read_rows(data),Path(out),data_folder(data)
+    rows,out,folder = read_rows(data, manifest),Path(out),data_folder(data)
     more = read_rows(data, unlabelled) if unlabelled else []
     at = {o.file:o for o in [*more, *rows]}
     if out.exists(): raise ValueError(f'{out} exists and is not overwritten: choose another --out')
@@ -103,7 +104,7 @@ def add_captions(
 # %% ../../nbs/appendix/label.ipynb #a4537317
 def _files(cfg):
     "Name of a photo -> its path in the list"
-    rows = read_rows(cfg.data)
+    rows = read_rows(cfg.data, cfg.manifest or None)
     if cfg.unlabelled: rows += read_rows(cfg.data, cfg.unlabelled)
     return {o.id or o.file: o.file for o in rows}
 
@@ -173,9 +174,11 @@ def clipcap_label(
     Then:    clipcap_label runs/mine --add captions-1a2b3c4d.jsonl --out photos/captions-2.jsonl"""
     cfg = run_config(run)
     if add:
-        new = add_captions(cfg.data, add, out, unlabelled=cfg.unlabelled)
-        print(f'{out}: {new} captions more. Train with them: '
-              f'clipcap_train RECIPE --set data={cfg.data} --set manifest={Path(out).name}')
+        new = add_captions(cfg.data, add, out, unlabelled=cfg.unlabelled,
+                           manifest=cfg.manifest or None)
+        more = f' --set n_pairs={cfg.n_pairs+new}' if cfg.n_pairs else ''
+        print(f'{out}: {new} captions more. Go on from the captioner with them: '
+              f'clipcap_train --from {run} --set manifest={Path(out).name}{more}')
         return
     items = plan_labels(run, next, by=by, device=device)
     write_text(out, label_page(items))

@@ -8,6 +8,7 @@ __all__ = ['Look', 'rot', 'live_page', 'Live']
 # %% ../../nbs/appendix/live.ipynb #32b65a53
 import html, io, math, time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
@@ -57,7 +58,7 @@ def rot(
         n = round(last.distinct*len(last.captions))
         found.append(f'{len(last.captions)} photos get {n} different captions')
     known = [o.cider for o in looks if o.cider is not None]
-    if len(known)>1 and known[-1]<.9*max(known):
+    if len(known)>2 and max(known[-2:])<.9*max(known):
         found.append(f'CIDEr on the photos kept apart fell to {known[-1]:.3f}, '
                      f'from {max(known):.3f} at its best')
     if not found: return []
@@ -84,6 +85,10 @@ class _LiveFile(TypedDict):
     fresh:bool
     log:dict[str,list[list[int|FiniteFloat]]] # name -> (step, value) of every step
     looks:list[_Seen]
+
+def _look_of(seen):
+    "A look, as it was read from a file"
+    return Look(**{k:seen[k] for k in ('step','captions','reward','cider')})
 
 def _curve(points, name, looks=False):
     "A small plot as SVG; grey, so that it can be read on white and on black"
@@ -124,8 +129,7 @@ figcaption{font-size:.92em;overflow-wrap:anywhere}small{opacity:.7;display:block
 
 def _section(o, pictures):
     "A row's part of the page"
-    given = ('step','captions','reward','cider')
-    looks = [Look(**{k:s[k] for k in given}) for s in o['looks']]
+    looks = [_look_of(s) for s in o['looks']]
     found = rot(looks, o['fresh'])
     warnings = ''.join(f'<p class="warn">Watch out: {html.escape(s)}.</p>' for s in found)
     curves = ''.join(_curve(_thinned(p), k) for k,p in o['log'].items() if len(p)>1)
@@ -171,12 +175,35 @@ class Live:
         cider:Callable=None, # captioner -> CIDEr on photos that are kept apart
         fresh:bool=False, # does training begin with a captioner that has learnt nothing?
         pause:float=0., # seconds between looks, at least
-        say:Callable=None, # is told what goes wrong, once
+        before:Sequence[dict]=(), # the log of earlier starts of the same training, from its first step
+        say:Callable=None, # is told what goes wrong, and again when more does
     ):
         self.folder,self.row,self.write,self.pictures = Path(folder),row,write,pictures
         self.every,self.n_steps,self.cider,self.say = every,n_steps,cider,say
         self.fresh,self.pause,self.looked = fresh,pause,-math.inf
-        self.log,self.looks,self.since,self.said = {},[],[],False
+        self.before,self.begun = before,False
+        self.log,self.looks,self.since,self.said = {},[],[],0
+
+    def _keep(self, row):
+        "Keep the numbers of a step"
+        for k in ('loss','reward','kl'):
+            value = row.get(k)
+            if value is None or not np.isfinite(value): continue
+            self.log.setdefault(k, []).append((row['step']+1, value))
+            if k=='reward': self.since.append(value)
+
+    def _go_on(self, step):
+        "Take up what earlier starts saw and logged before a step"
+        self.begun,file = True,self.folder/'live'/f'{self.row}.json'
+        logged = [o for o in self.before if o.get('step', step)<step]
+        if not logged: return
+        with suppress(ValueError, OSError):      # without its file the page begins with this start
+            for o in read_document(file, _LiveFile)['looks']:
+                if o['step']<=step: self.looks.append(_look_of(o))
+        last = self.looks[-1].step if self.looks else 0
+        for o in logged: self._keep(o)
+        later = [o.get('reward') for o in logged if o['step']>=last]
+        self.since = [o for o in later if o is not None]
 
     def look(self,
         step:int, # steps done
@@ -198,14 +225,25 @@ class Live:
                     looks=[asdict(o) for o in self.looks])
 
     def __call__(self, step:int, model, row:dict):
-        "Keep the numbers of a step, and look if it is time"
-        for k in ('loss','reward','kl'):
-            if np.isfinite(row.get(k, np.nan)): self.log.setdefault(k, []).append((step+1, row[k]))
-        if np.isfinite(row.get('reward', np.nan)): self.since.append(row['reward'])
-        if (step+1)%self.every or time.monotonic()<self.looked+self.pause: return
-        self.look(step+1, model)
+        "Keep the numbers of a step, and look if it is time; the first step is looked at, too"
+        if not self.begun: self._go_on(step)
+        self._keep(row|dict(step=step))
+        if (step+1)%self.every and self.looks: return
+        if time.monotonic()<self.looked+self.pause: return
+        self._look_and_say(step+1, model)
+
+    def _look_and_say(self, step, model):
+        "Look, and say what goes wrong"
+        self.look(step, model)
         self.looked = time.monotonic()
         found = rot(self.looks, self.fresh)
-        if found and self.say and not self.said:
-            self.say(f'{self.row}, step {step+1}: '+', and '.join(found))
-            self.said = True
+        if self.say and len(found)>self.said:
+            self.say(f'{self.row}, step {step}: '+', and '.join(found))
+            self.said = len(found)
+
+    def end(self, model):
+        "Look once more when training has ended, unless the last step was looked at"
+        if not self.begun: self._go_on(math.inf)
+        last = max((points[-1][0] for points in self.log.values()), default=0)
+        if not self.looks or last>self.looks[-1].step: self._look_and_say(last, model)
+

@@ -80,6 +80,7 @@ class _RunFile(ResultFile):
     "A result file with the seed of its run"
     meta:Required[_RunMeta]
 
+# %% ../../nbs/appendix/results.ipynb #05e97adc
 class Results:
     "The result files `GRID/VARIANT-seedN.json` of a folder"
     def __init__(self,
@@ -270,6 +271,7 @@ def _settings(row, keys):
     if row.name in _without_settings: return {}
     return {k:str(row.setting(k)) for k in keys if row.name!='full' or k.startswith('full')}
 
+# %% ../../nbs/appendix/results.ipynb #6bad843a
 def results_table(
     rows:dict[str,Row], # by label; those not run are left out
     metrics:str|Sequence[str], # the columns, or their names in one string
@@ -299,6 +301,7 @@ def seed_differences(
     a,b = a.values(metric),b.values(metric)
     return [a[s]-b[s] for s in a if s in b]
 
+# %% ../../nbs/appendix/results.ipynb #bb08b697
 def difference_table(
     pairs:dict[str,tuple[Row,Row]], # label -> a row and what it is measured against
     metrics:str|Sequence[str], # the columns, or their names in one string
@@ -555,6 +558,7 @@ def fallen(
     return {m:'over-optimised' if t['proxy_end']>t['proxy_best'] else 'gone wrong'
             for m,t in points.items() if t['best']-t['end']>margin}
 
+# %% ../../nbs/appendix/results.ipynb #395fe494
 def fall_in_words(
     row:Row, # a route whose files have looks on the way
     metrics:Sequence[str]=('precision','recall','oracle_p_at_1_100'), # scores that tell the truth
@@ -574,6 +578,7 @@ def fall_in_words(
         f"{label_of(m)} ({t['end']:.3f} of {t['best']:.3f})" for m,t in kept.items()))
     return '; '.join(said)
 
+# %% ../../nbs/appendix/results.ipynb #a30e3c4f
 def falls_in_words(
     routes:dict[str,Row], # by name
     metrics:Sequence[str]=('precision','recall','oracle_p_at_1_100'), # scores that tell the truth
@@ -940,6 +945,7 @@ def draw_trade_off(
                    label=r, zorder=3)
     ax.set(xlabel=label_of('cider'), ylabel=label_of(metric))
 
+# %% ../../nbs/appendix/results.ipynb #b4c3ebec
 def zoom(
     ax, # axes with a trade-off
     rows:dict[str,Row], # whose seeds shall be seen
@@ -973,6 +979,7 @@ def draw_over(
     ax.plot(list(there), means, 'o-', color=c, label=label or next(iter(there.values())).name)
     ax.set(ylabel=label_of(metric))
 
+# %% ../../nbs/appendix/results.ipynb #8758b873
 def draw_costs(
     ax, # matplotlib axes
     rows:dict[str,Row], # second stages, by label
@@ -1010,6 +1017,7 @@ def _label_points(ax, points, gap):
         ax.annotate(name, (x, y), xytext=(7, 0), textcoords='offset points', va='center',
                     fontsize=8, color=c)
 
+# %% ../../nbs/appendix/results.ipynb #1e82c5ce
 def draw_foils(
     ax, # matplotlib axes
     seen:dict[str,dict[str,dict]], # encoder -> attribute -> what is seen and said

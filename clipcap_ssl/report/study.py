@@ -6,7 +6,6 @@
 __all__ = ['Answer', 'Answers', 'read_answers', 'study_report', 'report_table', 'clipcap_study']
 
 # %% ../../nbs/appendix/study.ipynb #d1b2b4a8
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,34 +13,48 @@ from pathlib import Path
 from typing import Annotated, Literal
 import numpy as np
 from fastcore.script import Param, call_parse
-from pydantic import AfterValidator
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, Field
+from typing_extensions import NotRequired, TypedDict
 from ..core import plainly, write_json
 from ..data.captions import whole_text
 from ..documents import checked, parse_json, read_utf8
-from .study_page import make_study, questions, read_key
-from .votes import agreement, detectable, pairs_needed, sign_test
-from .votes import win_rate_interval
+from .study_page import expected_minutes, given_answers, make_claim_studies
+from .study_page import make_study, page_version, questions, read_key
+from .votes import agreement, detectable, pairs_needed, raters_needed
+from .votes import sign_test, win_rate_interval
 
 # %% ../../nbs/appendix/study.ipynb #167c77de
 class Answer(TypedDict):
     "One answer, as the page saves it"
     item:str
     question:Literal[tuple(questions)]
-    answer:Literal['left','tie','right']
+    answer:Literal[given_answers]
+    seconds:NotRequired[Annotated[float, Field(ge=0, le=1e7)]]
 
 class Answers(TypedDict):
-    "One rater's file"
+    "One rater's file; the first page wrote neither version nor time of saving"
     study:str
+    version:NotRequired[int]
     rater:Annotated[str, AfterValidator(whole_text)]
     started:str
+    saved:NotRequired[str]
     answers:list[Answer]
 
+# %% ../../nbs/appendix/study.ipynb #f732157a
 def _read_file(path):
     "One rater's file, checked"
-    where = f'{path} holds no answers of a study'
-    return checked(parse_json(read_utf8(path), path), Answers, where)
+    where,found = f'{path} holds no answers of a study',parse_json(read_utf8(path), path)
+    version = found.get('version', 1) if isinstance(found, dict) else 1
+    if isinstance(version, int) and version>page_version:
+        raise ValueError(f'{path} was saved by a newer page ({version}, and we know {page_version})'
+                         ': install the clipcap_ssl that made it')
+    return checked(found, Answers, where)
 
+def _age(answers):
+    "Of two files of one rater the greater one counts"
+    return answers.get('saved', ''),len(answers['answers'])
+
+# %% ../../nbs/appendix/study.ipynb #0fee27d6
 def read_answers(
     paths:Sequence[str|Path], # one file per rater, saved by the page
 )->list[Answers]: # study, rater, started, answers
@@ -55,8 +68,8 @@ def read_answers(
         was,file = found.get(o['rater'], (o,p))
         if was['started']!=o['started']:
             raise ValueError(f"Two raters call themselves {o['rater']!r}, in {file} and {p}: "
-                             'rename one')
-        found[o['rater']] = (o,p) if len(o['answers'])>=len(was['answers']) else (was,file)
+                             'change "rater" in one file, or leave out what somebody redid')
+        found[o['rater']] = (o,p) if _age(o)>=_age(was) else (was,file)
     return [o for o,_ in found.values()]
 
 # %% ../../nbs/appendix/study.ipynb #e552fd15
@@ -68,34 +81,52 @@ def _attention(answers, items):
     "Share of checks answered rightly; NaN where none was answered"
     asked = [v for v in answers if v['question']=='accuracy']
     checks = [v for v in asked if 'true' in items[v['item']].values()]
-    right = [v['answer']!='tie' and items[v['item']][v['answer']]=='true' for v in checks]
+    right = [items[v['item']].get(v['answer'])=='true' for v in checks]
     return float(np.mean(right)) if right else float('nan')
 
+# %% ../../nbs/appendix/study.ipynb #d03e6730
 def _votes(answers, items):
-    "Votes for A by question: item, rater, vote"
+    "Answers about pairs by question: item, rater, and a, b, tie or neither"
     votes = {q:[] for q in questions}
-    for rater,v in ((r,v) for r,vs in answers.items() for v in vs):
-        item = items[v['item']]
-        if 'a' not in item.values(): continue        # a check
-        vote = .5 if v['answer']=='tie' else float(item[v['answer']]=='a')
-        votes[v['question']].append((v['item'], rater, vote))
+    for rater,given in answers.items():
+        for v in given:
+            item = items[v['item']]
+            if 'a' not in item.values(): continue        # a check
+            said = item[v['answer']] if v['answer'] in ('left','right') else v['answer']
+            votes[v['question']].append((v['item'], rater, said))
     return votes
 
-def _question(votes):
-    "One row of the report, from item, rater and value of each vote"
-    items,raters,values = zip(*votes)
-    by_item = defaultdict(list)
-    for item,_,v in votes: by_item[item].append(v)
+def _seconds(answers, items):
+    "Seconds per picture of which all questions were answered: the middle one of all raters"
+    spent = defaultdict(list)
+    for rater,given in answers.items():
+        for v in given:
+            if 'seconds' in v: spent[rater,v['item']].append(v['seconds'])
+    took = [sum(o) for o in spent.values() if len(o)==len(questions)]
+    return round(float(np.median(took)), 1) if took else None
+
+# %% ../../nbs/appendix/study.ipynb #27ff1049
+_worth = dict(a=1., b=0., tie=.5, neither=.5)
+
+def _question(votes, knows_neither):
+    "One row of the report, from item, rater and answer of each vote"
+    items,raters,said = zip(*votes)
+    values,by_item = [_worth[o] for o in said],defaultdict(list)
+    for item,v in zip(items, values): by_item[item].append(v)
     means = [np.mean(v) for v in by_item.values()]
-    share,alpha = win_rate_interval(items, raters, values),agreement(list(by_item.values()))
-    p = sign_test(sum(o>.5 for o in means), sum(o<.5 for o in means))
+    alpha = agreement(list(by_item.values()))
+    share = win_rate_interval(items, raters, values)
+    wrong = win_rate_interval(items, raters, [float(o=='neither') for o in said])
     return dict(pairs=len(means), votes=len(votes), win_rate=share.mean, low=share.low,
-                high=share.high, ties=values.count(.5)/len(votes), p=p,
+                high=share.high, ties=said.count('tie')/len(said),
+                both_wrong=wrong._asdict() if knows_neither else None,
+                p=sign_test(sum(o>.5 for o in means), sum(o<.5 for o in means)),
                 alpha=None if np.isnan(alpha) else alpha)
 
+# %% ../../nbs/appendix/study.ipynb #c54f55e6
 def _verdict(o, a, b):
     "What may be said"
-    if o is None: return 'Nobody answered the question overall: no verdict.'
+    if o is None: return 'No answer to the question overall counts: no verdict.'
     if o['low']>.5: return f'{a} is preferred.'
     if o['high']<.5: return f'{b} is preferred.'
     return (f"No preference shown. {o['pairs']} pairs would show a win rate of "
@@ -123,21 +154,28 @@ def study_report(
     kept = {r:v for r,v in given.items() if not has_checks or right[r]>=needed}
     left_out = {r:None if np.isnan(s) else s for r,s in right.items() if r not in kept}
     # 4) count
-    rows = {q:_question(v) for q,v in _votes(kept, items).items() if v}
+    knows_neither = key.get('version', 1)>1
+    rows = {q:_question(v, knows_neither) for q,v in _votes(kept, items).items() if v}
     verdict = _verdict(rows.get('overall'), key['a'], key['b'])
+    answered = {r:len({v['item'] for v in given[r]}) for r in kept}
     return dict(study=key['study'], a=key['a'], b=key['b'], raters=list(kept), left_out=left_out,
+                items=len(items), answered=answered, seconds=_seconds(kept, items),
                 repeated={r:n for r,n in repeated.items() if n}, needed=needed, questions=rows,
                 verdict=verdict)
 
 # %% ../../nbs/appendix/study.ipynb #b2d84d2f
-_columns = ('question', 'pairs', 'votes', 'win rate of A', '95 % interval', 'ties', 'sign test, p',
-            'agreement, alpha')
+_columns = ('question', 'pairs', 'votes', 'win rate of A', '95 % interval', 'ties', 'both wrong',
+            '95 % interval', 'sign test, p', 'agreement, alpha')
+
+def _limits(o): return f"{o['low']:.3f} to {o['high']:.3f}"
 
 def _row(question, o):
     "One line of the table"
-    alpha = '-' if o['alpha'] is None else f"{o['alpha']:.2f}"
-    cells = (question, o['pairs'], o['votes'], f"{o['win_rate']:.3f}",
-             f"{o['low']:.3f} to {o['high']:.3f}", f"{o['ties']:.0%}", f"{o['p']:.2g}", alpha)
+    alpha,wrong = '-' if o['alpha'] is None else f"{o['alpha']:.2f}",o['both_wrong']
+    cells = (question, o['pairs'], o['votes'], f"{o['win_rate']:.3f}", _limits(o),
+             f"{o['ties']:.0%}", *(('-', '-') if wrong is None else
+                                   (f"{wrong['mean']:.3f}", _limits(wrong))),
+             f"{o['p']:.2g}", alpha)
     return f"| {' | '.join(map(str, cells))} |"
 
 def _left_out(report):
@@ -145,76 +183,116 @@ def _left_out(report):
     def said(share): return 'no check answered' if share is None else f'{share:.0%}'
     return ', '.join(f'{r!r} ({said(s)})' for r,s in report['left_out'].items()) or 'nobody'
 
+# %% ../../nbs/appendix/study.ipynb #b12b7a54
+def _who(report):
+    "Who answered, how much, and how long it took"
+    n = report['items']
+    who = (f"A: {report['a']}, B: {report['b']}. Raters: {len(report['raters'])}; left out, "
+           f"with fewer than {report['needed']:.0%} of the checks right: {_left_out(report)}.")
+    part = [f'{r!r} ({k} of {n})' for r,k in report['answered'].items() if k<n]
+    if part: who += f" Not finished: {', '.join(part)}."
+    again = [f'{r!r} ({k})' for r,k in report['repeated'].items()]
+    if again: who += f" Answered again, of which the last counts: {', '.join(again)}."
+    if report['seconds']:
+        who += (f" Seconds per picture, median: {report['seconds']:.0f}, which makes "
+                f"{n*report['seconds']/60:.0f} minutes for all {n}.")
+    return who
+
+# %% ../../nbs/appendix/study.ipynb #e6088162
 def report_table(
     report:dict, # from `study_report`
 )->str: # Markdown
     "The report for people"
-    who = (f"A: {report['a']}, B: {report['b']}. Raters: {len(report['raters'])}; left out, "
-           f"with fewer than {report['needed']:.0%} of the checks right: {_left_out(report)}.")
-    again = [f'{r!r} ({n})' for r,n in report['repeated'].items()]
-    if again: who += f" Answered again, of which the last counts: {', '.join(again)}."
     head = [f"| {' | '.join(_columns)} |", '|---|'+'--:|'*(len(_columns)-1)]
     rows = [_row(q, o) for q,o in report['questions'].items()]
-    how = ("A tie is half a vote. Wilson's interval with as many votes as pairs and raters are "
-           "worth; sign test over pairs that have a winner; Krippendorff's alpha with squared "
-           "distances.")
-    return '\n'.join([who, '', *head, *rows, '', how, '', f"**{report['verdict']}**"])
+    how = ("A tie is half a vote, and so is *both wrong*, whose share has a column of its own. "
+           "Wilson's interval with as many votes as pairs and raters are worth; sign test over "
+           "pairs that have a winner; Krippendorff's alpha with squared distances.")
+    table = [*head, *rows, '', how, ''] if rows else []
+    return '\n'.join([_who(report), '', *table, f"**{report['verdict']}**"])
 
 # %% ../../nbs/appendix/study.ipynb #15810fb4
+def _keys(folder):
+    "Files that may be keys"
+    return [*sorted(folder.glob('*-key.json')), *sorted(folder.glob('keep/*-key.json'))]
+
 def _find_key(study, files, key):
     "The key file of a study: as given, or beside the answers, or here"
-    if key: return Path(key)
-    folders = dict.fromkeys([*(Path(f).resolve().parent for f in files), Path.cwd()])
-    for folder in folders:
-        for p in sorted(folder.glob('*-key.json')):
+    if key and not Path(key).is_dir(): return Path(key)
+    folders = [Path(key)] if key else [*(Path(f).resolve().parent for f in files), Path.cwd()]
+    for folder in dict.fromkeys(folders):
+        for p in _keys(folder):
             with suppress(ValueError):
                 if read_key(p)['study']==study: return p
-    raise FileNotFoundError(f'No key of study {study} beside the answers or here: '
-                            'give it with --key study-key.json')
+    where = f'in {key}' if key else 'beside the answers or here'
+    raise FileNotFoundError(f'No key of study {study} {where}: give it with --key study-key.json')
 
 # %% ../../nbs/appendix/study.ipynb #4d15f8ab
 def _print_report(files, key, out):
-    "Read what came back, print the report and write it"
-    answers = read_answers(files)
-    found = _find_key(answers[0]['study'], files, key)
-    o = study_report(answers, read_key(found))
-    print(report_table(o))
-    print(f"\nWritten to {write_json(out or 'study-report.json', o)}")
+    "Read what came back, print a report per study and write it"
+    studies = {}
+    for f in files: studies.setdefault(_read_file(f)['study'], []).append(f)
+    path = Path(out or 'study-report.json')
+    for study,some in studies.items():
+        o = study_report(read_answers(some), read_key(_find_key(study, files, key)))
+        to = path if len(studies)==1 else path.with_name(f'{path.stem}-{study}{path.suffix}')
+        print(report_table(o))
+        print(f'\nWritten to {write_json(to, o)}\n')
 
+def _power(m):
+    "How many pairs and raters a preference of 60:40 takes"
+    raters = raters_needed(m)
+    these = (f'these {m} pairs with {raters} of one taste, or about {2*raters} if tastes differ'
+             if raters else f'{m} pairs are too few for any number of them')
+    return ('A preference of 60:40 shows four times in five with '
+            f'{pairs_needed(.6)} pairs and one rater; {these} (reckoned).')
+
+# %% ../../nbs/appendix/study.ipynb #63a3748e
 def _print_study(page, path, key, n):
     "Say what was made, and what it can show"
     m = sum('a' in o.values() for o in key['items'].values())
     less = '' if m>=n else f' (the captions differ on no more; {n} were asked for)'
-    checks, size = len(key['items'])-m, page.stat().st_size/1e6
-    print(f'{page}: {m} pairs{less}, {checks} checks, {size:.2f} MB. Send this file.')
+    items, size = len(key['items']), page.stat().st_size/1e6
+    print(f'{page}: {m} pairs{less}, {items-m} checks, {size:.2f} MB, about '
+          f'{expected_minutes(items)} minutes. Send this file.')
     print(f'{path}: who is who. Keep this one.')
-    print(f"A: {key['a']}   B: {key['b']}")
-    print(f'{m} pairs show a win rate of {detectable(m):.0%} or more four times in five; '
-          f'{pairs_needed(.6)} would show 60 %.')
+    print(f"A: {key['a']}   B: {key['b']}   In one spelling; what still differs (A and B): "
+          f"{key['differs']}")
+    print(_power(m))
 
 # %% ../../nbs/appendix/study.ipynb #814de546
 @call_parse
 @plainly
 def clipcap_study(
-    runs:Param('Folders of two runs, or of one: RUN_A RUN_B', str, nargs='*'),
+    runs:Param('Folders of two runs, or of one: RUN_A RUN_B; with --claim of any number', str,
+               nargs='*'),
     row_a:str=None, # Row of RUN_A, such as stage2_policy; default: the captioner that the run saved
     row_b:str=None, # Row of RUN_B, such as full
     *,
+    claim:bool=False, # Two pages: stage 2 against stage 1 and against full supervision, over all RUNs
     n:int=100, # Pairs; 100 show a win rate of .64 four times in five, 200 one of .60
     checks:float=.1, # Attention checks, as a share of the pairs
     size:int=384, # Longest side of a picture in the page, pixels
     seed:int=0, # Of the choice of pairs, their order and sides
-    out:str=None, # The page (default study.html; key beside it); with --report the report (study-report.json)
+    out:str=None, # The page (study.html), with --claim a folder (studies), with --report the report
     report:Param('Instead: files that raters saved', str, nargs='+')=None,
-    key:str=None, # With --report: the key file; default: the one beside the answers or here
+    key:str=None, # With --report: the key, or its folder; default: beside the answers or here
 ):
     """A blind study of two captioners: makes one page to send to people, and a key to keep.
-    Example: clipcap_study runs/demo runs/demo --row_a stage2_policy --row_b full; later:
+    Example: clipcap_study runs/demo runs/demo --row_a stage2_policy --row_b full; or both pages of
+    the paper's claim from several seeds: clipcap_study runs/photos-seed* --claim; later:
     clipcap_study --report answers-*.json"""
     if report: return _print_report(report, key, out)
-    if len(runs) not in (1,2):
+    how = dict(n=n, checks=checks, size=size, seed=seed)
+    if claim:
+        if not runs: raise ValueError('give the folders of the runs: clipcap_study RUN... --claim')
+        if row_b: raise ValueError('--claim compares with stage1 and full: leave out --row_b')
+        made = make_claim_studies(runs, out or 'studies', row=row_a, **how)
+    elif len(runs) in (1,2):
+        made = [make_study(runs[0], runs[-1], row_a, row_b=row_b, **how, out=out or 'study.html')]
+    else:
         raise ValueError('give the folders of two runs (or of one, with --row_a and --row_b), '
-                         'or --report FILES')
-    settings = dict(n=n, checks=checks, size=size, seed=seed, out=out or 'study.html')
-    page,path,made = make_study(runs[0], runs[-1], row_a, row_b=row_b, **settings)
-    _print_study(page, path, made, n)
+                         'or --claim, or --report FILES')
+    for page,path,found in made: _print_study(page, path, found, n)
+    if claim and len(made)<2: print(f"No run has both rows of the other page, so {made[0][0].name} "
+                                    'is the only one.')

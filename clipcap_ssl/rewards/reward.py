@@ -87,10 +87,11 @@ def contrast_with(
     scale:float, # inverse temperature
     *,
     bank_ids:Sequence[int]|None=None, # numbers of the bank's images, among those that are rewarded
-)->Callable: # (y, x, ids=None) -> 'b s', of embedded captions and the images' numbers
+)->Callable: # (y, x, ids=None, among=None) -> 'b s', of embedded captions and the images' numbers
     "`contrastive` against a bank, in which an image is found by its number where that is known"
-    def reward(y, x, ids=None):
-        others,theirs = (x,ids) if bank is None else (bank,bank_ids)
+    def reward(y, x, ids=None, among=None):
+        others,theirs = among or (x, ids)
+        if bank is not None: others,theirs = bank,bank_ids
         if ids is None or theirs is None: return contrastive(y, x, others, scale=scale)
         ids,theirs = (torch.as_tensor(o, device=x.device) for o in (ids, theirs))
         return contrastive(y, x, others, scale=scale, itself=ids[:,None]==theirs)
@@ -102,15 +103,15 @@ def contrastive_reward(
     scale:float=None, # inverse temperature (by default the encoder's own)
     *,
     bank_ids:Sequence[int]|None=None, # numbers of the bank's images, among those that are rewarded
-)->Callable: # (texts, x, ids=None) -> 'b s', log-probabilities, at most 0
+)->Callable: # (texts, x, ids=None, among=None) -> 'b s', log-probabilities, at most 0
     "Log-probability of picking the image out of others by its caption"
     contrast = contrast_with(bank, scale or encoder.logit_scale, bank_ids=bank_ids)
-    def reward(texts, x, ids=None):
-        if bank is None and len(x)<2:
+    def reward(texts, x, ids=None, among=None):
+        if bank is None and len(among[0] if among else x)<2:
             raise ValueError('One image has no others to be told apart from: '
                 'give a bank, or a larger batch')
         y = embed_unique(encoder, texts).view(len(x), -1, encoder.dim)
-        return contrast(y, x, ids)
+        return contrast(y, x, ids, among)
     return reward
 
 # %% ../../nbs/13_reward.ipynb #1d462596
@@ -216,22 +217,24 @@ def cider_reward(
 
 # %% ../../nbs/13_reward.ipynb #4f95223b
 def rewarded(
-    reward:Callable, # (texts, x) -> 'b s', or (texts, x, ids) -> 'b s'
+    reward:Callable, # (texts, x) -> 'b s'; it may ask for `ids` and `among` as well
     texts:Sequence[str]|Tensor, # captions
     x:Float[Tensor,'b d'], # features of the images
     *,
     ids:Sequence[int]|None=None, # the images' numbers, where they are known
+    among:tuple|None=None, # features and numbers of the whole batch, where `x` is a part of it
 )->Float[Tensor,'b s']:
-    "Rewards of captions; the images' numbers go to rewards that ask for `ids`"
-    try: asks = 'ids' in inspect.signature(reward).parameters
-    except (TypeError, ValueError): asks = False
-    return reward(texts, x, ids=ids) if asks and ids is not None else reward(texts, x)
+    "Rewards of captions; what else is known goes to rewards that ask for it"
+    try: asked = inspect.signature(reward).parameters
+    except (TypeError, ValueError): asked = ()
+    known = dict(ids=ids, among=among)
+    return reward(texts, x, **{k:o for k,o in known.items() if k in asked and o is not None})
 
 def weighted(
     *parts:tuple[float,Callable], # (weight, reward) pairs
-)->Callable: # (texts, x, ids=None) -> 'b s'
+)->Callable: # (texts, x, ids=None, among=None) -> 'b s'
     "A weighted sum of rewards"
     if not parts: raise ValueError('Give at least one (weight, reward) pair')
-    def reward(texts, x, ids=None):
-        return sum(weight*rewarded(part, texts, x, ids=ids) for weight,part in parts)
+    def reward(texts, x, ids=None, among=None):
+        return sum(weight*rewarded(part, texts, x, ids=ids, among=among) for weight,part in parts)
     return reward

@@ -8,12 +8,14 @@ __all__ = ['candidate_captions', 'caption_prior', 'pool_bias', 'select_captions'
 # %% ../../nbs/15_expert.ipynb #67140803
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import TypedDict
 from ..core import write_json
+from ..data.features import take_rows
 from ..documents import read_document
 from ..models.captioner import Captioner
 from ..models.lm import tokenize_captions
@@ -25,7 +27,7 @@ from ..rewards.reward import embed_unique
 from .policy import frozen_copy
 from .supervised import Pairs, caption_step, optimiser
 from .loop import Checkpoint, accelerator_now, batches, fit, from_first
-from .loop import gathered, warmup_cosine
+from .loop import by_share, gathered, warmup_cosine
 
 # %% ../../nbs/15_expert.ipynb #b33f0454
 def candidate_captions(
@@ -39,7 +41,8 @@ def candidate_captions(
     seed:int=0, # of the samples
 )->list[str]: # different captions, none empty
     "A pool of captions to choose from"
-    rows = torch.cat([x.repeat_interleave(n_samples, 0), x[:1].expand(n_null, *x.shape[1:])])
+    at = torch.arange(len(x)).repeat_interleave(n_samples)
+    rows = take_rows(x, torch.cat([at, at.new_zeros(n_null)]))      # a grid is not copied
     null = torch.arange(len(rows), device=x.device)>=len(x)*n_samples
     processors = [TemperatureLogitsWarper(float(temperature))] if temperature!=1 else []
     with torch.random.fork_rng([model.device] if model.device.type=='cuda' else []):
@@ -149,28 +152,60 @@ class _Choice:
     tokenize:str|Callable='unicode' # how words are counted
 
 # %% ../../nbs/15_expert.ipynb #e967b564
+def _of_pool(f, pool, device):
+    "What `f` gives for each caption of the pool; every process does its share"
+    found = by_share(lambda begin,end: f(pool[begin:end]).cpu(), len(pool))
+    return torch.cat(found).to(device)
+
+def _judged(pool, x, how, prior, most=2**26):
+    "Some captions at a time: their numbers, and the judge's scores. Many are scored anew each time"
+    def blocks():
+        for at in torch.arange(len(pool), device=x.device).split(max(most//len(x), 1)):
+            score = how.judge([pool[j] for j in at.tolist()]).to(x)
+            yield at,score-score.logsumexp(0)+how.prior_weight*prior[at]
+    if len(x)*len(pool)>most: return blocks
+    made = list(blocks())
+    return lambda: made
+
+def _best_judged(blocks, bonus, top):
+    "The best captions of each image, and their scores"
+    best,at = [],[]
+    for part,score in blocks:
+        found = (score+bonus[part]).topk(min(top, len(part)), dim=1)
+        best.append(found.values)
+        at.append(part[found.indices])
+    if len(best)==1: return at[0],best[0]
+    best,order = torch.cat(best, 1).topk(top, dim=1)
+    return torch.cat(at, 1).gather(1, order),best
+
 def _choose(pool, x, how):
     "Texts of the best captions for every image, `top` of each together, and numbers for the log"
     x = pooled(x, how.encoder.dim)
     some = slice(None, None, max(len(x)//500, 1))               # images that set the length bonus
     # 1) similarity, hub correction and prior
-    prior = caption_prior(how.first, pool)
+    prior = _of_pool(partial(caption_prior, how.first), pool, x.device)
     if how.judge is None:
-        y = embed_unique(how.encoder, pool)
-        bias = pool_bias(x, y, prior, scale=how.scale, prior_weight=how.prior_weight)
+        y = _of_pool(partial(embed_unique, how.encoder), pool, x.device)
+        def biased(begin, end):
+            part = slice(begin, end)
+            return pool_bias(x, y[part], prior[part], scale=how.scale,
+                             prior_weight=how.prior_weight).cpu()
+        bias = torch.cat(by_share(biased, len(pool))).to(x.device)
         score_of_some = how.scale*x[some]@y.T+bias
     else:
-        score = how.judge(pool).to(x)
-        score = score-score.logsumexp(0)+how.prior_weight*prior
-        score_of_some = score[some]
+        blocks = _judged(pool, x, how, prior)
+        score_of_some = torch.cat([score[some] for _,score in blocks()], 1)
     # 2) length bonus
     lengths = [float(len(ws)) for ws in split_words(pool, how.tokenize)]
     words = torch.tensor(lengths, device=x.device)
     bonus = length_bonus(score_of_some, words, how.target) if how.target else 0.
     # 3) the best
     if how.judge is None:
-        at, best = select_captions(x, y, bias+bonus*words, scale=how.scale, top=how.top)
-    else: best, at = (score+bonus*words).topk(how.top, dim=1)
+        def chosen(begin, end):
+            return [o.cpu() for o in select_captions(x[begin:end], y, bias+bonus*words,
+                                                     scale=how.scale, top=how.top)]
+        at,best = map(torch.cat, zip(*by_share(chosen, len(x))))
+    else: at,best = _best_judged(blocks(), bonus*words, how.top)
     texts = [pool[j] for j in at.flatten().tolist()]
     return texts, dict(pool=len(pool), bonus=bonus, score=best.mean().item())
 
@@ -216,18 +251,26 @@ def _of_round(checkpoint, r, n_steps):
                    about={**checkpoint.about, 'round':r+1})
 
 # %% ../../nbs/15_expert.ipynb #5a99749a
+def _our_rows(x):
+    "The images that this process writes about"
+    acc = accelerator_now()
+    n,ours = acc.num_processes,acc.process_index
+    if n==1: return x
+    return take_rows(x, torch.arange(len(x)*ours//n, len(x)*(ours+1)//n))
+
 def _pool(model, x, n_samples, *, n_null, seed, max_new_tokens):
     "Candidates, written by all processes"
     acc = accelerator_now()
     n,ours = acc.num_processes,acc.process_index
-    some = x if n==1 else x[len(x)*ours//n:len(x)*(ours+1)//n]
-    texts = candidate_captions(model, some, n_samples, n_null=-(-n_null//n),
+    texts = candidate_captions(model, _our_rows(x), n_samples, n_null=-(-n_null//n),
                                seed=seed+7919*ours, max_new_tokens=max_new_tokens)
     return texts if n==1 else list(dict.fromkeys(gathered(texts)))
 
 def _write_and_choose(model, x, how, *, reward_free, n_samples, n_null, **writing):
     "What a round learns from: captions, those of an image together, and numbers for the log"
-    if reward_free: return sample(model, x, how.top, **writing).text, {}
+    if reward_free:
+        seed = writing.pop('seed')+7919*accelerator_now().process_index
+        return gathered(sample(model, _our_rows(x), how.top, seed=seed, **writing).text), {}
     pool = _pool(model, x, n_samples, n_null=n_null, **writing)
     return _choose(pool, x, how)
 
@@ -276,7 +319,8 @@ def train_expert(
         texts, stats = kept['texts'], kept['stats']
         # 2) learn
         tokens, mask = (o.to(x.device) for o in tokenize_captions(model.tokenizer, texts))
-        pairs = Pairs(x.repeat_interleave(len(texts)//len(x), 0), tokens, mask)
+        again = torch.arange(len(x)).repeat_interleave(len(texts)//len(x))
+        pairs = Pairs(take_rows(x, again), tokens, mask)
         opt, order = optimiser(model, lr, lr_lm), seed*1000+r
         step = expert_step(pairs, labelled, label_weight)
         loader = batches(len(texts), batch_size, order)

@@ -60,8 +60,9 @@ def gumbel_step(
     if temperature<=0: raise ValueError('The temperature of a relaxed sample is above 0')
     def loss_fn(model, rows):
         model.eval()
-        n_images,rows = len(rows),mine(rows)
-        xs = x[rows.to(x.device)]
+        whole,rows = rows,mine(rows)
+        n_images,xs = len(whole),x[rows.to(x.device)]
+        among = (x[whole.to(x.device)], whole) if len(rows)<n_images else None
         # 1) sample captions, and score them again with gradient
         g = sample(model, xs, n_samples,
             seed=own_seed(int(torch.randint(2**31, ()))), max_new_tokens=max_new_tokens)
@@ -72,7 +73,8 @@ def gumbel_step(
             y = bridge(w, g.tokens, g.mask)
         # 3) reward and anchors
         with no_autocast(xs):
-            r = rewarded(reward, y.view(len(xs), n_samples, -1).to(xs), xs, ids=rows)
+            y = y.view(len(xs), n_samples, -1).to(xs)
+            r = rewarded(reward, y, xs, ids=rows, among=among)
         stats = dict(reward=r.mean().item(), tokens=g.mask.sum(1).float().mean().item())
         n_tokens = g.mask.sum()
         div, stats = held(0., stats, model, x=xs, samples=g, logits=logits)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['precisions', 'log_places', 'warmup_cosine', 'batches', 'new_accelerator', 'training_with', 'accelerator_now',
-           'in_precision', 'no_autocast', 'mine', 'share', 'whole_count', 'own_chance', 'own_seed', 'gathered',
-           'from_first', 'RowMemory', 'save_state', 'load_state', 'Checkpoint', 'read_log', 'fit']
+           'in_precision', 'no_autocast', 'mine', 'share', 'whole_count', 'whole_rows', 'loss_scale', 'own_chance',
+           'own_seed', 'gathered', 'from_first', 'by_share', 'RowMemory', 'save_state', 'load_state', 'Checkpoint',
+           'read_log', 'fit']
 
 # %% ../../nbs/07_train.ipynb #c21a9f96
 import hashlib, json, math, random, signal, sys, threading
@@ -187,6 +188,24 @@ def whole_count(
     total = torch.tensor(float(ours), dtype=torch.float64, device=part.acc.device)
     return part.acc.reduce(total, 'sum').item()*part.acc.gradient_accumulation_steps
 
+# %% ../../nbs/07_train.ipynb #d8d458e8
+def whole_rows(
+    ours:Tensor, # one row per row of our part
+)->Tensor: # those of the whole batch
+    "The rows of all parts of a batch, in order"
+    part = _part.get()
+    if part.of==1: return ours
+    if part.acc.gradient_accumulation_steps>1:
+        raise ValueError('Something here is reckoned from the whole batch, and accumulate cuts it '
+            'into passes that know nothing of each other: take accumulate=1')
+    return torch.cat(gather_object([ours.detach().cpu()])).to(ours.device)
+
+def loss_scale(
+)->float: # 1 outside of half precision
+    "By how much a loss is multiplied on its way back, so that small gradients do not vanish"
+    acc = _part.get().acc
+    return acc.scaler.get_scale() if acc and acc.scaler else 1.
+
 # %% ../../nbs/07_train.ipynb #37b5b31d
 @contextmanager
 def own_chance(
@@ -222,6 +241,16 @@ def from_first(
     if accelerator_now().num_processes==1: return o
     return broadcast_object_list([o])[0]
 
+def by_share(
+    f:Callable, # (begin, end) -> what it makes of these numbers; tensors on the CPU
+    n:int, # numbers
+)->list: # one result for each process, in order
+    "Let each process do its share of `n` things"
+    acc = accelerator_now()
+    k,i = acc.num_processes,acc.process_index
+    if k==1 or n<k: return [f(0, n)]
+    return gathered([f(n*i//k, n*(i+1)//k)])
+
 # %% ../../nbs/07_train.ipynb #5f4a693f
 class RowMemory:
     "A hook whose memory is its list of `rows`"
@@ -236,6 +265,7 @@ def _finite(o):
     if isinstance(o, dict): return {k:_finite(v) for k,v in o.items()}
     return [_finite(v) for v in o] if isinstance(o, list|tuple) else o
 
+# %% ../../nbs/07_train.ipynb #fbb217d7
 def _chance():
     "Random states: tensors, and the rest"
     name,keys,*numpy = np.random.get_state()
@@ -277,6 +307,7 @@ def _file_now(folder):
     with suppress(OSError, ValueError, KeyError, TypeError):
         return json.loads((folder/'state.json').read_bytes())['file']
 
+# %% ../../nbs/07_train.ipynb #2c76fa2a
 def save_state(
     folder:str|Path, # made if need be
     model:nn.Module, # its trainable parameters are saved
@@ -326,6 +357,7 @@ class _State(TypedDict):
     sched:NotRequired[dict]
     scaler:NotRequired[dict]
 
+# %% ../../nbs/07_train.ipynb #9e0ef1cd
 def _under(tensors, name):
     "The tensors whose names begin with a name and a dot, without it"
     start = f'{name}.'
@@ -342,6 +374,7 @@ def _optimiser_memory(tensors, params, file):
         memory.setdefault(int(i), {})[what] = v
     return memory
 
+# %% ../../nbs/07_train.ipynb #4a08ede5
 def _read_info(folder):
     "state.json, checked"
     file = folder/'state.json'
@@ -442,6 +475,7 @@ def read_log(
             if isinstance(row, dict): rows.append(row)
     return rows
 
+# %% ../../nbs/07_train.ipynb #53397680
 class _Keeper:
     "Saves the state of one training, and finds it again"
     def __init__(self, checkpoint, acc, model, *, opt, sched, hooks):
@@ -553,6 +587,7 @@ def _gradient(acc, model, loss_fn, batch, *, seed, params):
     if acc.num_processes>1: _average(acc, params)
     return _mean_of(acc, found)
 
+# %% ../../nbs/07_train.ipynb #71851d8d
 def _tell(acc, bar, row, step):
     "Numbers of a step, for the progress bar and for trackers"
     names = dict(loss='loss', reward='reward', kl='divergence')

@@ -21,7 +21,8 @@ from ..rewards.gradient import leave_one_out, policy_gradient_loss, preference_l
 from ..rewards.gradient import signal_and_noise
 from .supervised import Pairs, caption_step, optimiser
 from .loop import Checkpoint, RowMemory, batches, fit, mine, no_autocast
-from .loop import own_seed, share, warmup_cosine, whole_count
+from .loop import loss_scale, own_seed, share, warmup_cosine, whole_count
+from .loop import whole_rows
 from ..rewards.reward import rewarded
 
 # %% ../../nbs/14a_stage2.ipynb #3cfd0c81
@@ -100,6 +101,8 @@ def _advantages(objective, rewards, greedy_rewards):
     "Advantages of a whole batch; None where winners are set against losers"
     if objective=='preference': return None
     if objective=='greedy': return greedy_baseline(rewards, greedy_rewards())
+    if objective=='batch_normed':
+        return mine(batch_normed(whole_rows(rewards)))     # the spread is that of the whole batch
     return advantages[objective](rewards)
 
 def _reward_loss(logprobs, reference, *, mask, rewards, adv):
@@ -165,8 +168,10 @@ def _sum_by_name(rows):
     return total
 
 def _gradient(loss, params, keep=False):
-    "The gradient of each parameter"
-    return list(torch.autograd.grad(loss, params, retain_graph=keep, materialize_grads=True))
+    "The gradient of each parameter; with the loss scaled up on the way, in half precision"
+    scale = loss_scale()
+    grads = torch.autograd.grad(scale*loss, params, retain_graph=keep, materialize_grads=True)
+    return list(grads) if scale==1 else [g/scale for g in grads]
 
 def _part_gradients(parts, params):
     "part -> its gradient of each parameter"
@@ -240,8 +245,9 @@ def policy_step(
     def parts(model, rows, images=0):
         "(part -> loss, numbers) of some images at a time, and last of the labels; all add up"
         model.eval()
-        n_images,rows = len(rows),mine(rows)
-        xs = x[rows.to(x.device)]
+        whole,rows = rows,mine(rows)
+        n_images,xs = len(whole),x[rows.to(x.device)]
+        among = (x[whole.to(x.device)], whole) if len(rows)<n_images else None
         # 1) sample
         seed = own_seed(int(torch.randint(2**31, ())))
         g = sample(model, xs, n_samples, temperature=temperature, seed=seed,
@@ -249,9 +255,9 @@ def policy_step(
         # 2) reward
         def greedy_rewards():
             said = greedy(model, xs, max_new_tokens=max_new_tokens).text
-            return rewarded(reward, said, xs, ids=rows)[:,0]
+            return rewarded(reward, said, xs, ids=rows, among=among)[:,0]
         with no_autocast(xs):
-            rewards = rewarded(reward, g.text, xs, ids=rows)
+            rewards = rewarded(reward, g.text, xs, ids=rows, among=among)
             adv = _advantages(objective, rewards, greedy_rewards)
         # 3) score the samples again, with gradient
         n_tokens = g.mask.sum()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.base import Captioned
 from ..data.features import Features
 from ..models.captioner import Captioner, caption_loss, null_rows
-from ..models.lm import tokenize_captions
+from ..models.lm import is_large, tokenize_captions
 from .loop import Checkpoint, batches, fit, mine, own_chance, share
 from .loop import warmup_cosine
 
@@ -164,7 +164,9 @@ def optimiser(
     lm = [p for p in model.lm.parameters() if p.requires_grad]
     rates = ((mapper, lr), (lm, lr_lm))
     groups = [dict(params=params, lr=rate) for params,rate in rates if params and rate]
-    return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    n_weights = sum(p.numel() for g in groups for p in g['params'])
+    fused = True if is_large(n_weights) else None      # one pass over the weights: a step in a quarter
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=fused)
 
 # %% ../../nbs/08_stage1.ipynb #97cfde0e
 def train_supervised(

@@ -325,7 +325,8 @@ def save_state(
     # 1) the tensors, by name
     memories = [h.state_dict() for h in _memories(hooks)]
     random_states,chance = _chance()
-    tensors = _all_tensors(model, opt, memories)|{f'chance.{k}':v for k,v in random_states.items()}
+    tensors = _all_tensors(model, opt, memories)
+    tensors |= {f'chance.{k}':v for k,v in random_states.items()}
     tensors = {name:v.cpu().contiguous() for name,v in tensors.items()}
     # 2) their file, then the one that points to it
     file = f'state-{step}.safetensors'
@@ -431,7 +432,8 @@ def load_state(
         for name,p in params.items(): p.copy_(saved[name])
     opt.load_state_dict(dict(opt.state_dict(), state=memory))
     try: _load_rest(info, tensors, opt, sched=sched, hooks=hooks, scaler=scaler)
-    except Exception as e: raise ValueError(f'{file} holds the state of other parts ({e})') from None
+    except Exception as e:
+        raise ValueError(f'{file} holds the state of other parts ({e})') from None
     return info['step'],info['extra']
 
 # %% ../../nbs/07_train.ipynb #48f3c12e

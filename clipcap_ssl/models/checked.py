@@ -336,15 +336,22 @@ def check_fits(
     return model
 
 # %% ../../nbs/appendix/checked.ipynb #087526f3
+_largest_weight = 1e10
+
 def check_finite(
     model:nn.Module, # with its weights
     file:str|Path, # where they were read
 )->None:
-    "Refuse weights that are NaN or infinite"
+    "Refuse weights that are NaN, infinite or absurdly large"
     for k,t in model.state_dict().items():
         if t.is_floating_point() and not t.isfinite().all():
             raise BadFile(f'{file}: {k} is not finite (NaN or infinity); '
                 'training failed or the file is damaged')
+    for k,t in model.named_parameters():
+        if t.numel() and t.detach().abs().max()>_largest_weight:
+            raise BadFile(f'{file}: {k} holds numbers beyond {_largest_weight:.0e}; '
+                'training failed or the file is damaged')
+
 
 # %% ../../nbs/appendix/checked.ipynb #4c0b873b
 _tokens = ('bos_token','eos_token','unk_token','sep_token','pad_token','cls_token','mask_token',

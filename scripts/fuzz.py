@@ -125,8 +125,8 @@ def document_kinds():
     def as_json(found, folder): return write_json(folder/'again.json', found)
     kinds['recipe'] = Kind(b''.join(f'{k} = {json.dumps(v)}\n'.encode() for k, v in vars(load_config('scenes')).items()), 'r.toml',
                            load_config, written(lambda o, folder: save_config(o, folder/'again.toml'), load_config))
-    key = dict(study='s', a='A', b='B', seed=1, items={'1': dict(photo='p', left='a', right='b'), '2': dict(photo='q', left='wrong', right='true')})
-    said = dict(study='s', rater='ann', started='now', finished=None, answers=[dict(item='1', question='overall', answer='left', seconds=2.),
+    key = dict(study='s', version=2, a='A', b='B', seed=1, items={'1': dict(photo='p', left='a', right='b', written=['A dog.', 'a dog'], run='x'), '2': dict(photo='q', left='wrong', right='true')})
+    said = dict(study='s', version=2, rater='ann', started='now', saved='then', answers=[dict(item='1', question='overall', answer='neither', seconds=2.),
                 dict(item='2', question='accuracy', answer='right', seconds=1)])
     scores = dict(meta=dict(seed=1, config=dict(steps=1)), rows=dict(a=dict(cider=.5, n=3)), each=dict(a=dict(cider=[.5, None])))
     def json_kind(data, name, read): return Kind(dump(data), name, read, written(as_json, read), True)

@@ -95,6 +95,7 @@ def of_captions(data, name, manifest, is_json=False):
 def document_kinds():
     "Files that people and runs write"
     from clipcap_ssl.core import write_json
+    from clipcap_ssl.models import calibration
     from clipcap_ssl.pipeline import config
     from clipcap_ssl.pipeline.config import load_config, save_config
     from clipcap_ssl.report import evaluate, study, study_page
@@ -157,7 +158,7 @@ def document_kinds():
         scores=Kind(dump(scores), 's.json', numbers, scores_again, True),
         row=json_kind(dict(cpu_seconds=1.5, captions=dict(a='x'), dev={}, trace=[dict(step=1)]), 'row.json', lambda p: read_document(p, experiment._RowFile)),
         card=Kind(dump(dict(facts=dict(row='full', stage='x'))), 'config.json', lambda p: config.saved_row(p.parent), lambda o, _: isinstance(o, str | None), True),
-        calibration=Kind(dump(dict(similarity_p05=.2, note='')), 'calibration.json', lambda p: config.unsure_below(p.parent), lambda o, _: abs(o) < float('inf'), True))
+        calibration=Kind(dump(dict(similarity_p05=.2, note='')), 'calibration.json', lambda p: calibration.read_calibration(p.parent).similarity, lambda o, _: o is None or abs(o) < float('inf'), True))
     return kinds
 
 def photo_kinds():

@@ -262,7 +262,7 @@ def saver(place, whole):
     def save(stage):
         shift = 0. if stage=='old' else 1.
         with_shift(model, shift)
-        model.set_card(stage=stage).save_pretrained(folder, beside={'calibration.json': [stage]})
+        model.set_card(stage=stage).save_pretrained(folder, beside={'beside.json': [stage]})
     return model,folder,save
 
 def with_shift(model, value):
@@ -276,7 +276,7 @@ def state(folder):
     from clipcap_ssl.core import read_json
     model = Captioner.from_pretrained(folder)
     weights = 'new' if float(model.null_prefix.detach().flatten()[0])==1 else 'old'
-    beside = read_json(folder/'calibration.json')[0]
+    beside = read_json(folder/'beside.json')[0]
     return {model.facts['stage'], weights, beside}
 
 def save_ends(place, whole):

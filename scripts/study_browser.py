@@ -4,25 +4,14 @@ Makes a study of 20 pairs (from a run, or from hand-written captions of drawn sc
 half-way, saves the answers, and has clipcap_study report on the file. Fails if anything is lost, or if the page asks the network
 for anything. Leaves pictures of the page in FOLDER (default: a temporary one), wide and narrow, light and dark.
 
-Needs Chromium or Chrome with its driver, and selenium, which the package does not require:
-    apt-get install chromium chromium-driver; pip install selenium
-Without them it says so and ends with status 77. No test of the package needs it."""
-import argparse, base64, http.server, json, shutil, sys, tempfile, threading
+Needs Chromium and selenium: see scripts/chromium.py. Without them it says so and ends with status 77."""
+import argparse, base64, http.server, json, tempfile, threading
 from dataclasses import replace
 from pathlib import Path
-
-def missing(what):
-    print(f'{what}: the page was not tested in a browser. What is needed stands at the top of {Path(__file__).name}', file=sys.stderr)
-    sys.exit(77)
-
-try:
-    from selenium import webdriver
-    from selenium.common.exceptions import SessionNotCreatedException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-except ImportError: missing('selenium is not installed')
-
+from chromium import browser
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from PIL import Image
 from clipcap_ssl.pipeline.config import load_config, save_config
 from clipcap_ssl.core import read_json, write_text
@@ -41,29 +30,6 @@ def tiny_run(folder):
     save_config(cfg, folder/'config.toml')
     write_text(folder/'captions.jsonl', ''.join(json.dumps(o) + '\n' for o in rows))
     return folder
-
-def browser(width, height, downloads):
-    "A fresh Chromium that writes down every request."
-    binary = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-    driver = shutil.which('chromedriver')
-    if not binary or not driver: missing('No Chromium or no chromedriver')
-    o = webdriver.ChromeOptions()
-    o.binary_location = binary
-    for a in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
-              '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
-    o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
-    o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    for k in range(3):                                                # on a busy machine the browser may start too late for its driver
-        try:
-            b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
-            break
-        except SessionNotCreatedException:
-            if k == 2: raise
-    b.set_page_load_timeout(300)
-    b.execute_cdp_cmd('Network.enable', {})
-    b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
-    if width < 600: b.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', dict(enabled=True))
-    return b
 
 def check(b, page, log):
     "No request but for the page itself and what it holds; no error in the console."

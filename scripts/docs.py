@@ -92,11 +92,15 @@ def mathml(text):
         return re.sub(r'<mi mathvariant="double-struck">([A-Z])</mi>', lambda o: f'<mi>{_double_struck(o[1])}</mi>', res)
     return re.sub(r'<(div|span) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', _one, text, flags=re.S)
 
+def linked_figures(text):
+    "A figure leads to itself alone, so that one can see it in full on a small screen."
+    return re.sub(r'<img alt="[^"]*" src="(\w+_files/[^"]+)" ?/?>', lambda m: f'<a href="{m[1]}">{m[0]}</a>', text)
+
 def finish(out):
     "Convert the formulas of every page, and return what is wrong with the pages."
     faults = []
     for file in sorted(out.rglob('*.html')):
-        text = mathml(file.read_text(encoding='utf-8'))
+        text = linked_figures(mathml(file.read_text(encoding='utf-8')))
         file.write_text(text, encoding='utf-8')
         name = file.relative_to(out)
         if 'class="arithmatex"' in text: faults.append(f'{name}: a formula was not converted')
@@ -126,7 +130,7 @@ def config(cfg, contents, pages, out):
                   'palette': [shade('default', 'weather-night', 'dark'), shade('slate', 'weather-sunny', 'light')]},
         'validation': {'nav': {'omitted_files': 'warn', 'not_found': 'warn', 'absolute_links': 'warn'}, 'links': warn},
         'markdown_extensions': ['attr_list', 'md_in_html', 'tables', 'footnotes', {'toc': {'permalink': True}}, 'pymdownx.superfences',
-                                {'pymdownx.highlight': {'use_pygments': True}}, {'pymdownx.arithmatex': {'generic': True}}]}
+                                {'pymdownx.highlight': {'use_pygments': True, 'pygments_lang_class': True}}, {'pymdownx.arithmatex': {'generic': True}}]}
 
 def main(out):
     "Build the site into `out` and return mkdocs' exit status."
@@ -161,6 +165,7 @@ def main(out):
     if status: return status
     faults = finish(out)
     for o in faults: print(o, file=sys.stderr)
+    print(f'{out/"index.html"} (a browser searches it only from a server: python -m http.server --directory {out})')
     return int(bool(faults))
 
 if __name__ == '__main__': sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else top/'_docs').resolve()))

@@ -5,25 +5,21 @@ it, closes the browser, opens it again, goes back and changes an answer, saves t
 Fails if anything is lost, or if the page asks the network for anything. Leaves pictures of the page in FOLDER (default: a temporary
 one), wide and narrow, light and dark.
 
+<<<<<<< HEAD
 Needs Chromium or Chrome with its driver, and selenium, which the package does not require:
     apt-get install chromium chromium-driver; pip install selenium
 Without them it says so and ends with status 77. No test of the package needs it."""
 import argparse, base64, http.server, json, shutil, sys, tempfile, threading, time
+=======
+Needs Chromium and selenium: see scripts/chromium.py. Without them it says so and ends with status 77."""
+import argparse, base64, http.server, json, tempfile, threading
+>>>>>>> site
 from dataclasses import replace
 from pathlib import Path
-
-def missing(what):
-    print(f'{what}: the page was not tested in a browser. What is needed stands at the top of {Path(__file__).name}', file=sys.stderr)
-    sys.exit(77)
-
-try:
-    from selenium import webdriver
-    from selenium.common.exceptions import SessionNotCreatedException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-except ImportError: missing('selenium is not installed')
-
+from chromium import browser
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from PIL import Image
 from clipcap_ssl.pipeline.config import load_config, save_config
 from clipcap_ssl.core import read_json, write_text
@@ -43,6 +39,7 @@ def tiny_run(folder):
     write_text(folder/'captions.jsonl', ''.join(json.dumps(o) + '\n' for o in rows))
     return folder
 
+<<<<<<< HEAD
 def browser(width, height, downloads, profile):
     "A fresh Chromium that writes down every request."
     binary = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
@@ -66,6 +63,8 @@ def browser(width, height, downloads, profile):
     if width < 600: b.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', dict(enabled=True))
     return b
 
+=======
+>>>>>>> site
 def check(b, page, log):
     "No request but for the page itself and what it holds; no error in the console."
     for m in (json.loads(o['message'])['message'] for o in b.get_log('performance')):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from ..core import named_object, set_seed
 from ..data.photos import read_photo
+from .calibration import Assessment, Calibration
 from .encoder import ImageTextEncoder
 from .lm import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from .lm import freeze, fuse_activations, is_large, LazyLogits, reads_once
@@ -69,6 +70,7 @@ class Captioner(nn.Module, SafeHubMixin,
         self.mapper, self.lm, self.tokenizer = mapper, own_settings(lm), tokenizer
         self.encoder_name, self.encoder_hash, self.facts = encoder_name, encoder_hash, {}
         self.decoding = {} # arguments of `caption` that it was scored with: its defaults
+        self.calibration = Calibration() # when it is unsure; empty: nobody calibrated it
         self.places = [] # folders in which its encoder may lie
         self.__dict__['_encoder'] = None # not a part of the module
         e = lm.get_input_embeddings().embedding_dim
@@ -221,6 +223,12 @@ class Captioner(nn.Module, SafeHubMixin,
             **kwargs)->str|list: ...
         def write(self, x:Float[Tensor,'b d'], n:int=1, *,
             decode:str|Callable=None, **kwargs)->list[str]: ...
+        def assess(self, photos:str|Path|Image.Image|np.ndarray|list, *,
+            decode:str|Callable=None, batch_size:int=64, urls:bool=False, errors:str='raise',
+            **kwargs)->Assessment|list[Assessment|None]: ...
+        def weigh(self, x:Float[Tensor,'b d'], captions:list[str])->list[Assessment]: ...
+        def calibrate(self, known:Float[Tensor,'n d'], x:Float[Tensor,'m d']=None,
+            references:list=None, *, tokenize:str='unicode', note:str='')->Self: ...
 
 # %% ../../nbs/06_captioner.ipynb #f5c29d3d
 def caption_loss(
@@ -279,6 +287,11 @@ def new_captioner(
 # %% ../../nbs/09_generate.ipynb #8b98950c
 import difflib, warnings
 from functools import partial
+from .calibration import Assessment, Calibration, fit_captions, fit_photos
+from .calibration import is_wrong
+from .decoding import evaluating
+from .encoder import pooled
+from .lm import tokenize_captions
 from .generate import beam, best_of_n, greedy, guided, sample
 
 # %% ../../nbs/09_generate.ipynb #5186fd57
@@ -407,6 +420,16 @@ def _embed_photos(model, todo, batch_size, *, urls, errors):
     return rows,torch.cat(xs) if xs else None
 
 # %% ../../nbs/09_generate.ipynb #56d310f3
+def _as_list(photos):
+    "Photos as a list, and whether there may be several"
+    many = isinstance(photos, (list,tuple)) or getattr(photos, 'ndim', 0)==4
+    return list(photos) if many else [photos],many
+
+def _check_errors(errors):
+    "What to do about a photo that cannot be read"
+    if errors not in ('raise','skip'):
+        raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
+
 @patch
 def caption(self:Captioner,
     photos:str|Path|Image.Image|np.ndarray|list, # a photo or several: files, images or arrays
@@ -420,11 +443,9 @@ def caption(self:Captioner,
 )->str|list: # one caption per photo; where `n` is above 1, a list of captions per photo; None: skipped
     "Captions of photos"
     # 1) one photo or many
-    many = isinstance(photos, (list,tuple)) or getattr(photos, 'ndim', 0)==4
-    todo = list(photos) if many else [photos]
+    todo,many = _as_list(photos)
     if not todo: return []
-    if errors not in ('raise','skip'):
-        raise ValueError(f"errors is 'raise' or 'skip', not {errors!r}")
+    _check_errors(errors)
     # 2) which decoder, with which arguments
     n = _count(n, kwargs)
     decoder = _ready(self, decode, n, kwargs)
@@ -434,3 +455,81 @@ def caption(self:Captioner,
     found = [None]*len(todo)
     for at,i in enumerate(rows): found[i] = texts[n*at:n*(at+1)] if n>1 else texts[at]
     return found if many else found[0]
+
+# %% ../../nbs/09_generate.ipynb #a4627a88
+@patch
+def mean_logprob(self:Captioner,
+    x:Float[Tensor,'b d'], # image features, as from `embed`
+    captions:list[str], # one of each
+    batch_size:int=64, # captions read at a time
+)->Float[Tensor,'b']: # nats per token
+    "Log-probability of captions, averaged over their tokens"
+    found = []
+    with evaluating(self):
+        for part,texts in zip(x.split(batch_size), _parts(captions, batch_size)):
+            tokens,mask = tokenize_captions(self.tokenizer, texts, min(64, self.room))
+            tokens,mask = tokens.to(self.device),mask.to(self.device)
+            found.append(self.logprobs(part, tokens, mask).sum(1)/mask.sum(1))
+    return torch.cat(found).float().cpu()
+
+def _parts(rows, n): return [rows[i:i+n] for i in range(0, len(rows), n)]
+
+@patch
+def weigh(self:Captioner,
+    x:Float[Tensor,'b d'], # image features, as from `embed`
+    captions:list[str], # one of each
+)->list[Assessment]:
+    "Which captions should not be trusted, and why"
+    if not captions: return []
+    whole,known = pooled(x, self.encoder.dim).float(),self.calibration.photos
+    y = self.encoder.encode_text(captions).to(whole)
+    similarity,logprob = (whole*y).sum(1).cpu(),self.mean_logprob(x, captions)
+    why = self.calibration.why(whole.cpu(), logprob, similarity)
+    distance = known.distance(whole).tolist() if known else [None]*len(x)
+    unsure = [bool(o) if self.calibration else None for o in why]
+    return list(map(Assessment, captions, similarity.tolist(), logprob.tolist(), distance,
+                    unsure, why))
+
+# %% ../../nbs/09_generate.ipynb #0af97497
+@patch
+def assess(self:Captioner,
+    photos:str|Path|Image.Image|np.ndarray|list, # a photo or several: files, images or arrays
+    *,
+    decode:str|Callable=None, # as for `caption`
+    batch_size:int=64, # photos read and embedded at a time
+    urls:bool=False, # fetch photos that are addresses on the web?
+    errors:str='raise', # of a photo that cannot be read: 'raise', or 'skip' it, with a warning
+    **kwargs, # for the decoder, as for `caption`
+)->Assessment|list[Assessment|None]: # several photos give a list; None: skipped
+    "The caption of a photo, whether the captioner is unsure of it, and why"
+    todo,many = _as_list(photos)
+    if not todo: return []
+    _check_errors(errors)
+    decoder = _ready(self, decode, 1, kwargs)
+    rows,x = _embed_photos(self, todo, batch_size, urls=urls, errors=errors)
+    found = [None]*len(todo)
+    if rows:
+        weighed = self.weigh(x, _texts(decoder(self, x), len(rows), 1))
+        for i,o in zip(rows, weighed): found[i] = o
+    return found if many else found[0]
+
+# %% ../../nbs/09_generate.ipynb #a06849ba
+@patch
+def calibrate(self:Captioner,
+    known:Float[Tensor,'n d'], # features of photos that it was trained on, with captions or without
+    x:Float[Tensor,'m d']=None, # of labelled photos that it was not trained on; None: there are none
+    references:list[list[str]]=None, # what people said of these
+    *,
+    tokenize:str|Callable='unicode', # how words are cut
+    note:str='', # what the calibration was made of
+)->Captioner: # the same captioner
+    "Measure when it should be unsure; `save_pretrained` keeps it"
+    d,logprob,wrong = self.encoder.dim,None,None
+    if x is not None and len(x):
+        captions = self.write(x)
+        logprob = self.mean_logprob(x, captions)
+        wrong = torch.tensor([is_wrong(c, r, tokenize) for c,r in zip(captions, references)])
+    held = None if x is None else pooled(x, d).float().cpu()
+    self.calibration = Calibration(fit_photos(pooled(known, d).float().cpu(), held),
+        None if logprob is None else fit_captions(logprob, wrong), note=note)
+    return self

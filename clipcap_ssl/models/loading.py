@@ -116,7 +116,7 @@ def fetch_model(
         raise MissingModelError(f'{where}, and {constants.ENDPOINT} does not have it for us '
             f'({why}). {how}') from None
     # 3) fetch what is needed
-    wanted = ['*.json', '*.txt', '*.model', 'model*.safetensors']
+    wanted = ['*.json', '*.txt', '*.model', 'model*.safetensors', 'calibration.safetensors']
     return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns='*/*', **at))
 
 # %% ../../nbs/appendix/loading.ipynb #2c87ce20

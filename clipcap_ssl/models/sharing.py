@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from ..core import MissingModelError, finish_save, known_device, whole_folder
 from ..core import write_json
+from .calibration import Calibration, read_calibration, write_calibration
 from .checked import BadFile, Few, Share, Size, check_finite, check_fits
 from .checked import fitting, lm_config, no_network, own_object, plain_errors
 from .checked import plain_file, read_checked, weights_header
@@ -150,8 +151,9 @@ def write_captioner(
         own = {k:weights[k].contiguous() for k in kept}
         save_file(own, file, {'stamp':stamp})
     else: save_model(captioner, file, {'stamp':stamp})
-    # 2) tokenizer and configuration
+    # 2) tokenizer, calibration and configuration
     save_tokenizer(captioner.tokenizer, folder)
+    write_calibration(getattr(captioner, 'calibration', Calibration()), folder)
     files = {o.name:weights_hash(o) for o in sorted(folder.iterdir())}
     lm_config = {k:v for k,v in lm.config.to_dict().items() if k!='_name_or_path'}
     source,name = dict(lm.source) if light else None,captioner.encoder_name
@@ -463,6 +465,7 @@ def read_captioner(
     model.places,model.may_ask_hub = _named_places(encoder, folder, local),hub
     _load_weights(model, folder/'model.safetensors', cfg['stamp'], light=light)
     model.facts, model.decoding = cfg.get('facts', {}), cfg.get('decoding', {})
+    model.calibration = read_calibration(folder)
     _check_writes(model.eval(), folder/'config.json')
     _check_files(folder, cfg.get('files', {}))
     return model

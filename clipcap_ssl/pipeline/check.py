@@ -132,7 +132,7 @@ def encoder_lacks(
     name:str, # as `load_encoder` takes it
 )->str: # '' if nothing
     "What an encoder lacks on this machine, and how to get it"
-    if name in ('toy','toy-judge','web','web-judge','pocket'): return ''
+    if name in ('toy','toy-judge','pocket'): return ''
     kind,_,rest = name.partition(':')
     if not rest: return f"'{name}' is no encoder. Name one: --encoder FOLDER"
     if kind!='open_clip': return ''                 # code of your own, imported before
@@ -182,7 +182,7 @@ def toy_refused(
 )->list[Finding]:
     "Refuse the small world's models on real photos"
     parts = dict(encoder=cfg.encoder, judge=cfg.judge, lm=cfg.lm)
-    toys = [k for k,name in parts.items() if name in ('toy','toy-judge','web','web-judge')]
+    toys = [k for k,name in parts.items() if name in ('toy','toy-judge','web')]
     if not toys or cfg.data=='scenes': return []
     known = known_words(captions)
     if known>.9: return []

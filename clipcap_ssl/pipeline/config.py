@@ -7,9 +7,8 @@ __all__ = ['Count', 'Natural', 'Several', 'Weight', 'Positive', 'Seed', 'row_nam
            'DataConfig', 'CaptionerConfig', 'DecodingConfig', 'TextConfig', 'Stage1Config', 'TrainingConfig',
            'AnchorConfig', 'ExpertConfig', 'PolicyConfig', 'GumbelConfig', 'RewardConfig', 'RowsConfig', 'FullConfig',
            'AbstractConfig', 'NaiveConfig', 'ControlConfig', 'Config', 'row_start', 'kept_row', 'saved_row',
-           'unsure_below', 'own_names', 'import_own', 'check_config', 'Setting', 'list_settings', 'setting_text',
-           'settings_table', 'recipe_path', 'load_config', 'config_text', 'save_config', 'located', 'without_paths',
-           'run_config']
+           'own_names', 'import_own', 'check_config', 'Setting', 'list_settings', 'setting_text', 'settings_table',
+           'recipe_path', 'load_config', 'config_text', 'save_config', 'located', 'without_paths', 'run_config']
 
 # %% ../../nbs/appendix/config.ipynb #83abfee4
 import difflib, json, math, numbers, os, re, tomllib
@@ -316,10 +315,6 @@ class _Saved(TypedDict):
     "What we use of a captioner's configuration here"
     facts:NotRequired[_Facts]
 
-class _Calibration(TypedDict):
-    "calibration.json of a captioner"
-    similarity_p05:FiniteFloat
-
 def saved_row(
     folder:str|Path, # folder of a captioner that a run saved
 )->str|None: # None: it was not saved by a run
@@ -328,14 +323,6 @@ def saved_row(
     file = Path(folder)/'config.json'
     facts = read_document(file, _Saved).get('facts', {}) if file.is_file() else {}
     return facts.get('row') or facts.get('stage')
-
-def unsure_below(
-    folder:str|Path, # folder of a captioner
-)->float|None: # None: nobody measured it
-    "The similarity of caption and photo below which the captioner is unsure"
-    finish_save(folder)
-    file = Path(folder)/'calibration.json'
-    return read_document(file, _Calibration)['similarity_p05'] if file.is_file() else None
 
 # %% ../../nbs/appendix/config.ipynb #9a6bfac0
 def _is_own(name):

@@ -305,17 +305,27 @@ def _live(cfg, parts, out, *, row, start, say=None):
                  fresh=start is None, cider=_dev_cider(cfg, parts, row), say=say)]
 
 # %% ../../nbs/17_experiment.ipynb #fedf2155
+def _labelled_apart(parts, most=500):
+    "Features of labelled photos that nothing was trained on, and their captions"
+    if parts.dev: return parts.dev.x[:most],[parts.dev.references[i] for i in parts.dev.ids[:most]]
+    said = {}
+    for i,j in parts.labels_to_choose:
+        said.setdefault(parts.train.ids[i], []).append(parts.train.captions[i][j])
+    ids = [i for i in said if i in parts.features][:most]
+    return (parts.features[ids],[said[i] for i in ids]) if ids else (None,None)
+
 def _keep_captioner(cfg, parts, row, *, model, folder):
-    "Save a captioner, with what it is and the similarity below which it should be unsure"
+    "Save a captioner, with what it is and when it should be unsure"
     n_labels,n_captions = len(parts.labels),sum(map(len, parts.train.captions))
     data = without_paths(cfg)['data']
     model.set_card(data=data, labels=f'{n_labels:,} of {n_captions:,} captions', stage=row)
     model.facts['row'] = row
-    x = parts.features.x[:500]
-    similarity = clip_reward(parts.encoder)(write_captions(cfg, row, model, x=x), x)
-    note = '5th percentile of the similarity of its own captions of training photos'
-    calibration = dict(similarity_p05=similarity.quantile(.05).item(), note=note)
-    model.save_pretrained(folder, beside={'calibration.json': calibration})
+    x,references = _labelled_apart(parts)
+    apart = 0 if x is None else len(x)
+    known = parts.features.x[:5000]
+    model.calibrate(known, x, references, tokenize=for_counts(cfg.tokenize),
+        note=f'{len(known):,} training photos and {apart} labelled photos kept apart')
+    model.save_pretrained(folder)
 
 # %% ../../nbs/17_experiment.ipynb #3a5ceefa
 _same_results = ('rows','verify','features','checkpoint_every','log_with','live','safety') # settings that change no row

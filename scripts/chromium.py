@@ -14,15 +14,15 @@ try:
     from selenium.common.exceptions import SessionNotCreatedException
 except ImportError: missing('selenium is not installed')
 
-def browser(width, height, downloads):
-    "A fresh Chromium whose window has this size, and which saves files in `downloads`."
+def browser(width, height, downloads, profile=None):
+    "A Chromium whose window has this size, and which saves files in `downloads`; fresh, or with what an earlier one kept in `profile`."
     binary = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
     driver = shutil.which('chromedriver')
     if not binary or not driver: missing('No Chromium or no chromedriver')
     o = webdriver.ChromeOptions()
     o.binary_location = binary
     for a in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
-              '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
+              '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={profile or tempfile.mkdtemp(dir=downloads)}', f'--window-size={width},{height}'): o.add_argument(a)
     o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
     o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     for k in range(3):                                                # on a busy machine the browser may start too late for its driver

@@ -5,15 +5,8 @@ it, closes the browser, opens it again, goes back and changes an answer, saves t
 Fails if anything is lost, or if the page asks the network for anything. Leaves pictures of the page in FOLDER (default: a temporary
 one), wide and narrow, light and dark.
 
-<<<<<<< HEAD
-Needs Chromium or Chrome with its driver, and selenium, which the package does not require:
-    apt-get install chromium chromium-driver; pip install selenium
-Without them it says so and ends with status 77. No test of the package needs it."""
-import argparse, base64, http.server, json, shutil, sys, tempfile, threading, time
-=======
 Needs Chromium and selenium: see scripts/chromium.py. Without them it says so and ends with status 77."""
-import argparse, base64, http.server, json, tempfile, threading
->>>>>>> site
+import argparse, base64, http.server, json, tempfile, threading, time
 from dataclasses import replace
 from pathlib import Path
 from chromium import browser
@@ -39,32 +32,6 @@ def tiny_run(folder):
     write_text(folder/'captions.jsonl', ''.join(json.dumps(o) + '\n' for o in rows))
     return folder
 
-<<<<<<< HEAD
-def browser(width, height, downloads, profile):
-    "A fresh Chromium that writes down every request."
-    binary = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-    driver = shutil.which('chromedriver')
-    if not binary or not driver: missing('No Chromium or no chromedriver')
-    o = webdriver.ChromeOptions()
-    o.binary_location = binary
-    for a in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update',
-              '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', f'--user-data-dir={profile}', f'--window-size={width},{height}'): o.add_argument(a)
-    o.add_experimental_option('prefs', {'download.default_directory': str(downloads)})
-    o.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    for k in range(3):                                                # on a busy machine the browser may start too late for its driver
-        try:
-            b = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
-            break
-        except SessionNotCreatedException:
-            if k == 2: raise
-    b.set_page_load_timeout(300)
-    b.execute_cdp_cmd('Network.enable', {})
-    b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
-    if width < 600: b.execute_cdp_cmd('Emulation.setTouchEmulationEnabled', dict(enabled=True))
-    return b
-
-=======
->>>>>>> site
 def check(b, page, log):
     "No request but for the page itself and what it holds; no error in the console."
     for m in (json.loads(o['message'])['message'] for o in b.get_log('performance')):

@@ -396,6 +396,8 @@ def plainly(
         except BrokenPipeError:
             _hush()
             sys.exit(128+13)                   # as if SIGPIPE had ended us
+        except PermissionError as e:
+            sys.exit(f'{name}: {e}. Change its rights, or name another place')
         except (ValueError, OSError, FloatingPointError) as e:
             sys.exit(f'{name}: {e}')
         except KeyboardInterrupt as e:

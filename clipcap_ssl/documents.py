@@ -64,7 +64,7 @@ def read_toml(
     except RecursionError:
         raise ValueError(f'{path} is not valid TOML: nested too deep') from None
     except tomllib.TOMLDecodeError as e:
-        raise ValueError(f'{path} is not valid TOML: {e}') from None
+        raise ValueError(f'{path} is not valid TOML: {e}. Text goes in quotes') from None
 
 # %% ../nbs/appendix/documents.ipynb #672e521c
 @cache

@@ -378,6 +378,13 @@ def data_folder(
     return Path(str(data).removeprefix(_asked_formats(data)[0])).expanduser()
 
 # %% ../../nbs/appendix/captions.ipynb #42bfeace
+def _captions_near(folder):
+    "A folder below or above one that holds captions, or None"
+    def has(o): return _one(o, ['captions.jsonl','captions.csv','captions.tsv'])
+    try: near = [*sorted(o for o in folder.iterdir() if o.is_dir()), folder.resolve().parent]
+    except OSError: return None
+    return next((o for o in near if has(o)), None)
+
 def read_rows(
     data:str|Path, # the folder of photos and captions; 'coco:FOLDER' or 'karpathy:FOLDER' for COCO
     manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
@@ -395,6 +402,10 @@ def read_rows(
         if asked and name not in asked: continue
         rows = read()
         if name!='text beside photos' or any(o.captions for o in rows): return rows
+    near = None if asked else _captions_near(folder)
+    if near:
+        raise FileNotFoundError(f'{folder} holds no captions that can be read, and {near} does: '
+                                'name that one')
     raise FileNotFoundError(f'{folder} holds no captions that can be read. {how}')
 
 _how = ('Write captions.jsonl, one row per photo: '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Features', 'Rows', 'join_rows', 'take_rows', 'OtherFeatures', 'read_features', 'Embedded', 'embed_to_file',
-           'encode_dataset']
+           'encode_dataset', 'join_files']
 
 # %% ../../nbs/appendix/features.ipynb #113d88e9
 import hashlib, json, warnings
@@ -40,7 +40,7 @@ class Features:
     def __contains__(self, id:str)->bool: return id in self._at
     def __getitem__(self, ids:Sequence[str])->Float[Tensor,'n d']:
         at = [self._at[o] for o in ids]
-        return take_rows(self.x, at)
+        return self.x[at] if isinstance(self.x, Tensor) else self.x.take(at)
 
 # %% ../../nbs/appendix/features.ipynb #3b7eeef5
 class Rows:
@@ -351,3 +351,26 @@ def encode_dataset(
         except (OSError, SafetensorError) as e: warnings.warn(f'The features are not kept: {e}')
     features.x = features.x.to(getattr(encoder, 'device', 'cpu')).float()
     return features
+
+# %% ../../nbs/appendix/features.ipynb #33052604
+def join_files(
+    files:Sequence[str|Path], # that `embed_to_file` wrote; they are removed
+    path:str|Path, # the file of all
+    encoder_hash:str, # the encoder that made them
+    *,
+    grid:bool=False, # with patches?
+):
+    "One file of features from several; damaged ones count for nothing"
+    rows,xs = [],[]
+    for o in files:
+        try: found,x = read_features(o, encoder_hash, grid=grid)
+        except Exception as e:
+            warnings.warn(f'{o} cannot be read, and its photos are embedded again: {e}')
+        else:
+            rows += found
+            xs.append(x)
+    if rows:
+        contents,stamps = {o:c for o,_,c in rows},{o:stamp for o,stamp,_ in rows}
+        whole = Features([o for o,*_ in rows], torch.cat(xs), encoder_hash, contents=contents)
+        _save(Path(path), whole, stamps, grid=grid)
+    for o in files: Path(o).unlink(missing_ok=True)

@@ -394,7 +394,7 @@ def _in_dtype(encoder, dtype):
     return _check_encoder(encoder, encoder.name)
 
 # %% ../../nbs/03_encoder.ipynb #233d7e65
-shipped = {o:o for o in ('toy','toy-judge','web','web-judge')}  # name -> its assets
+shipped = {o:o for o in ('toy','toy-judge','web')}  # name -> its assets
 shipped['pocket'] = 'pocket/encoder'
 
 def _named_encoder(name, device, hub):
@@ -404,8 +404,7 @@ def _named_encoder(name, device, hub):
     if rest and kind!='open_clip': return _own_encoder(name, device)
     if not rest:
         raise ValueError(f"Unknown encoder '{name}'. Names are 'toy', 'toy-judge', 'web', "
-            "'web-judge', 'pocket', "
-            "'open_clip:NAME/TAG' such as open_clip:ViT-B-32/laion2b_s34b_b79k, "
+            "'pocket', 'open_clip:NAME/TAG' such as open_clip:ViT-B-32/laion2b_s34b_b79k, "
             "'open_clip:FOLDER', or 'package.module:function' of your own")
     folder = Path(rest).expanduser()
     if folder.is_dir(): return _from_folder(folder, name, device)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from ..core import MissingModelError, asset_path, finish_save, named_object
 from ..core import scratch_folder
@@ -234,11 +234,30 @@ def _read_lm(folder):
     check_finite(lm, files[0])
     return lm
 
+# %% ../../nbs/appendix/loading.ipynb #2a13965d
+def _lm_inside(folder, to):
+    "Write the language model of a captioner's folder as a folder of its own"
+    said,file = read_checked(folder/'config.json'),plain_file(folder, 'model.safetensors')
+    weights_header([file])
+    state = {k[3:]:t.float() for k,t in load_file(file).items() if k.startswith('lm.')}
+    if not state or said.get('lora'):
+        name = (said.get('lm_source') or {}).get('name', 'the one that it was made from')
+        raise MissingModelError(f'{folder} is a captioner that holds no language model of its own: '
+                                f'name {name}')
+    (to/'config.json').write_text(json.dumps(said['lm_config']))
+    save_file(state, to/'model.safetensors')
+    return to
+
+def _read_any(folder):
+    "A language model from a folder of its own, or from that of a captioner"
+    if not read_checked(folder/'config.json', 2**26).get('lm_config'): return _read_lm(folder)
+    with scratch_folder() as alone: return _read_lm(_lm_inside(folder, alone))
+
 # %% ../../nbs/appendix/loading.ipynb #2c0e6c48
 shipped_lms = {'toy': 'toy-lm', 'web': 'web-lm'} # name -> its assets
 
 def load_lm(
-    name:str|Path, # of `shipped_lms`, a folder, a .gguf file, on the hub such as 'gpt2', or 'package.module:function'
+    name:str|Path, # of `shipped_lms`, a folder, a .gguf file, on the hub such as 'gpt2', or 'module:function'
     device:torch.device=None, # None: the CPU
     *,
     hub:bool=True, # may what is not on this machine be fetched from the Hugging Face hub?
@@ -255,6 +274,6 @@ def load_lm(
         raise MissingModelError(f'{folder} has no config.json: '
             'give a folder written by save_pretrained, or a name on the hub')
     # 3) read it
-    lm = _read_lm(folder)
+    lm = _read_any(folder)
     lm.source = dict(name=str(name), sha256=lm_hash(lm))
     return lm.to(device).eval(), load_tokenizer(folder, lm.get_input_embeddings().num_embeddings)

@@ -6,7 +6,7 @@
 __all__ = ['step_settings', 'fitted_settings', 'budget_seconds', 'memory_room', 'fit_memory', 'all_rows', 'whole_seconds',
            'fit_time', 'Fit', 'fit_budget', 'fit_text', 'written_fit', 'budgeted']
 
-# %% ../../nbs/appendix/budget.ipynb #ad6610a8
+# %% ../../nbs/appendix/budget.ipynb #965cca1e
 import os, re, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -18,7 +18,7 @@ from .check import Cost, Timed, costs_text, duration_text
 from .check import run_cost, time_steps
 from .config import Config, load_config, row_start
 
-# %% ../../nbs/appendix/budget.ipynb #797e822f
+# %% ../../nbs/appendix/budget.ipynb #7d31bebe
 def budget_seconds(
     text:str, # such as 2h, 90m, 3600s or 1h30m
 )->float:
@@ -32,7 +32,7 @@ def budget_seconds(
                          f"not '{text}'")
     return seconds
 
-# %% ../../nbs/appendix/budget.ipynb #76b63adc
+# %% ../../nbs/appendix/budget.ipynb #fedacc21
 def _container_room():
     "Bytes that a container has left; infinite outside of one"
     folder = Path('/sys/fs/cgroup')
@@ -51,7 +51,7 @@ def memory_room(
     held = psutil.Process().memory_info().rss
     return held+min(psutil.virtual_memory().available, _container_room())/workers
 
-# %% ../../nbs/appendix/budget.ipynb #d2c7ca82
+# %% ../../nbs/appendix/budget.ipynb #6d82235e
 def _less_memory(cfg, over, most):
     "The same steps in smaller parts; None where they are as small as can be"
     micro = cfg.policy_micro_batch or cfg.policy_batch
@@ -81,7 +81,7 @@ def fit_memory(
                 'encoder or language model, a shorter max_new_tokens, or fewer workers')
         cfg = less
 
-# %% ../../nbs/appendix/budget.ipynb #1bdb7152
+# %% ../../nbs/appendix/budget.ipynb #d0a18e30
 _steps_of = dict(text_only='text_steps', stage1='steps', full='full_steps',
     stage2_expert='expert_steps', reward_free='expert_steps', oracle_expert='expert_steps',
     full_stage2='expert_steps', stage2_policy='policy_steps', anchors_only='policy_steps',
@@ -111,7 +111,8 @@ def whole_seconds(
     rows = all_rows(cfg)
     costs = run_cost(replace(cfg, rows=rows), plan, timed, per_photo=per_photo)
     shown = 16+min(len(plan.dev), 100) if plan.dev else 16
-    looks = 1+shown*timed['write'].seconds/15 if cfg.live else 1
+    a_look = 1.5+shown*timed['write'].seconds      # drawing the page, and the captions on it
+    looks = 1+a_look/15 if cfg.live else 1
     training = sum(o.seconds for o in costs[1:])
     return costs[0].seconds+looks*training+per_row*len(rows),costs
 
@@ -139,7 +140,7 @@ def fit_time(
         f'there are {duration_text(seconds)}: give more time, or fewer rows '
         '(--set rows=stage1,stage2_expert), or fewer photos (--set n_train=...)')
 
-# %% ../../nbs/appendix/budget.ipynb #5fc4a68c
+# %% ../../nbs/appendix/budget.ipynb #b7e3600f
 class Fit(NamedTuple):
     "Settings that fit, and why"
     cfg:Config # as chosen
@@ -206,7 +207,7 @@ def fit_text(
     return (f'{costs_text(fit.costs)}\nWith looks and scores about {duration_text(fit.seconds)}, '
             f'of {duration_text(seconds)}. {said}.')
 
-# %% ../../nbs/appendix/budget.ipynb #e4ba7d15
+# %% ../../nbs/appendix/budget.ipynb #4141be26
 def written_fit(
     cfg:Config, # the settings before a budget
     out:str|Path, # folder of a run
@@ -218,7 +219,7 @@ def written_fit(
     before = load_config(out/'config.toml')
     return replace(cfg, **{k:getattr(before, k) for k in fitted_settings})
 
-# %% ../../nbs/appendix/budget.ipynb #45c9f449
+# %% ../../nbs/appendix/budget.ipynb #0698f570
 def budgeted(
     cfg:Config, # the settings
     budget:str, # such as 2h

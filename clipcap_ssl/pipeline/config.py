@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, get_type_hints
 import tomli_w
 from fastcore.docments import docments
-from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 from ..core import asset_path, finish_save, import_named, write_text
 from ..documents import read_document, read_toml
@@ -54,7 +53,7 @@ class DataConfig:
     manifest:str='' # the list of the folder's photos and captions, where there are several; '': the one that is found
     unlabelled:str='' # photos without captions: another manifest in that folder, or store:FOLDER of features
     encoder:str='toy' # what the captioner sees, and what rewards it; or 'package.module:function'
-    judge:str='toy-judge' # another encoder, which judges; or 'package.module:function'
+    judge:str='toy-judge' # another encoder, which judges; 'none': words alone judge; or 'package.module:function'
     lm:str='toy' # language model: 'toy', 'web', 'gpt2', a folder, or 'package.module:function'
     features:str='' # a store of the encoder's features, made by clipcap_features; none: photos are embedded
     prompt:str='' # put before captions for the judge: 'A photo depicts ' for photos
@@ -518,6 +517,9 @@ def recipe_path(
     folder = asset_path('..')/'recipes'
     path = Path(recipe) if str(recipe).endswith('.toml') else folder/f'{recipe}.toml'
     if path.is_file(): return path
+    if Path(recipe).is_dir():
+        raise FileNotFoundError(f"'{recipe}' is a folder. This writes a recipe for it: "
+                                f'clipcap_init {recipe}')
     names = sorted(p.stem for p in folder.glob('*.toml') if not p.stem.endswith('_world'))
     raise FileNotFoundError(f"There is no recipe '{recipe}'. Recipes of the package: "
                             f"{', '.join(names)}; or give the path of a .toml file")

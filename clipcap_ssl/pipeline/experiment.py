@@ -35,7 +35,7 @@ from .config import Config, check_config, import_own, kept_row, load_config
 from .config import config_text, located
 from .config import row_start, run_config, save_config, saved_row, without_paths
 from .setup import OwnParts, Parts, ledger, name_own, prepare, scene_parts
-from .setup import trained_on
+from .setup import embed_share, trained_on
 from ..report.evaluate import Scores, evaluate, table
 from ..report.gallery import data_uri, gallery, gallery_page
 from ..report.helped import stage2_helps
@@ -572,7 +572,7 @@ def _splits(parts):
         encoder=sorted(trained_on(parts.encoder)), judge=sorted(trained_on(parts.judge)),
         copies_taken_out=[list(o) for o in parts.copies], photos=parts.contents,
         dev=list(parts.dev.ids) if parts.dev else [], **_of_parent(parts.parent),
-        hashes=dict(encoder=parts.encoder.hash, judge=parts.judge.hash,
+        hashes=dict(encoder=parts.encoder.hash, judge=getattr(parts.judge, 'hash', 'none'),
                     captions=_hash([list(c) for c in parts.train.captions]),
                     references=_hash(test.references, test.human)))
 
@@ -711,9 +711,12 @@ def _safer(cfg, parts, out, say):
 def _run(cfg, out, own, *, device, workers, say):
     "Run an experiment in a folder that is ours alone"
     acc = accelerator_now()
-    # 1) the folder and the parts; the first process embeds photos while others wait
+    # 1) the folder and the parts; each process embeds its share of the photos
     if acc.is_main_process: clear_asides(out, deep=True)
     cfg = _open_run(cfg, out)
+    if acc.num_processes>1:
+        embed_share(cfg, device, own=own, index=acc.process_index, of=acc.num_processes)
+        acc.wait_for_everyone()
     with acc.main_process_first(): parts = prepare(cfg, device, own=own)
     _check_rows(cfg, parts, say)
     if acc.is_main_process:
@@ -801,7 +804,7 @@ def _meta(cfg, parts, *, book, seconds):
     return dict(version=__version__, torch=torch.__version__, device=device,
                 precision=cfg.precision, tokenize=cfg.tokenize, seed=cfg.seed,
                 seconds=round(seconds, 1), processes=accelerator_now().num_processes,
-                encoder=parts.encoder.hash, judge=parts.judge.hash,
+                encoder=parts.encoder.hash, judge=getattr(parts.judge, 'hash', 'none'),
                 ledger=book, config=without_paths(cfg))
 
 def _write_scores(cfg, out, parts, *, meta, said, captions, scores):

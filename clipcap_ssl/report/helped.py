@@ -72,4 +72,5 @@ def stage2_helps(
     helped = [names[k] for k,(gain,_) in known.items() if gain.low>0]
     says = 'say' if len(helped)>1 else 'says'
     if helped: return True,f'{" and ".join(helped)} {says} that it helped: {said}'
-    return False,f'neither says that it helped: {said}' 
+    no = 'neither says' if len(known)>1 else f'{names[next(iter(known))]} does not say'
+    return False,f'{no} that it helped: {said}'

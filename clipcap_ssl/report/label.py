@@ -77,11 +77,11 @@ def add_captions(
     saved:Sequence[str|Path], # files that the page saved
     out:str|Path, # the new list; it stands in the folder, since paths in it begin there
     *,
-    unlabelled:str=None, # a second list of the folder, of photos without captions
     manifest:str=None, # the list of the folder, where there are several
+    unlabelled:str=None, # a second list of the folder, of photos without captions
 )->int: # captions that are new
     "The list of a data set with more captions, as a new file"
-    rows,out,folder = read_rows(data, manifest),Path(out),data_folder(data)
+    rows,out,folder = read_rows(data, manifest or None),Path(out),data_folder(data)
     more = read_rows(data, unlabelled) if unlabelled else []
     at = {o.file:o for o in [*more, *rows]}
     if out.exists(): raise ValueError(f'{out} exists and is not overwritten: choose another --out')
@@ -174,8 +174,8 @@ def clipcap_label(
     Then:    clipcap_label runs/mine --add captions-1a2b3c4d.jsonl --out photos/captions-2.jsonl"""
     cfg = run_config(run)
     if add:
-        new = add_captions(cfg.data, add, out, unlabelled=cfg.unlabelled,
-                           manifest=cfg.manifest or None)
+        lists = dict(manifest=cfg.manifest, unlabelled=cfg.unlabelled)
+        new = add_captions(cfg.data, add, out, **lists)
         more = f' --set n_pairs={cfg.n_pairs+new}' if cfg.n_pairs else ''
         print(f'{out}: {new} captions more. Go on from the captioner with them: '
               f'clipcap_train --from {run} --set manifest={Path(out).name}{more}')

@@ -125,7 +125,7 @@ def expert_step(
     labelled:Pairs=None, # the few labelled pairs
     label_weight:float=.5, # coefficient of their cross-entropy
     *,
-    label_batch:int=32, # labelled pairs per step
+    label_batch:int=32, # labelled pairs per step; 0: one for each pair of the batch
 )->Callable: # a loss function for `fit`, of row numbers of `chosen`
     "Stage 1's loss on kept captions, with the labels as an anchor"
     kept_loss = caption_step(chosen)
@@ -133,7 +133,7 @@ def expert_step(
     def loss_fn(model, rows):
         loss, _ = kept_loss(model, rows)
         if label_loss and label_weight:
-            few = torch.randint(len(labelled), (label_batch,))
+            few = torch.randint(len(labelled), (label_batch or len(rows),))
             loss = loss+label_weight*label_loss(model, few)[0]
         return loss, {}
     return loss_fn
@@ -293,6 +293,7 @@ def train_expert(
     lr:float=3e-3, # of the mapping network
     lr_lm:float=1.5e-3, # of the language model
     label_weight:float=.5, # coefficient of the labelled pairs
+    label_batch:int=32, # labelled pairs per step; 0: one for each pair of the batch
     max_new_tokens:int=24, # longest caption
     reward_free:bool=False, # the control: keep each image's own samples, unchosen
     judge:Callable=None, # texts -> similarities 'n m' in nats: somebody else chooses
@@ -322,7 +323,7 @@ def train_expert(
         again = torch.arange(len(x)).repeat_interleave(len(texts)//len(x))
         pairs = Pairs(take_rows(x, again), tokens, mask)
         opt, order = optimiser(model, lr, lr_lm), seed*1000+r
-        step = expert_step(pairs, labelled, label_weight)
+        step = expert_step(pairs, labelled, label_weight, label_batch=label_batch)
         loader = batches(len(texts), batch_size, order)
         log = fit(model, loader, step, opt=opt, n_steps=n_steps, hooks=_later(hooks, r*n_steps),
                   sched=warmup_cosine(opt, n_steps, min(20, n_steps//5)), seed=order,

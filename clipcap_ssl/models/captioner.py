@@ -466,7 +466,7 @@ def mean_logprob(self:Captioner,
     "Log-probability of captions, averaged over their tokens"
     found = []
     with evaluating(self):
-        for part,texts in zip(x.split(batch_size), _parts(captions, batch_size)):
+        for part,texts in zip(_parts(x, batch_size), _parts(captions, batch_size)):
             tokens,mask = tokenize_captions(self.tokenizer, texts, min(64, self.room))
             tokens,mask = tokens.to(self.device),mask.to(self.device)
             found.append(self.logprobs(part, tokens, mask).sum(1)/mask.sum(1))

@@ -312,7 +312,7 @@ def _labelled_apart(parts, most=500):
     for i,j in parts.labels_to_choose:
         said.setdefault(parts.train.ids[i], []).append(parts.train.captions[i][j])
     ids = [i for i in said if i in parts.features][:most]
-    return (parts.features[ids],[said[i] for i in ids]) if ids else (None,None)
+    return (parts.features[ids][:],[said[i] for i in ids]) if ids else (None,None)
 
 def _keep_captioner(cfg, parts, row, *, model, folder):
     "Save a captioner, with what it is and when it should be unsure"
@@ -322,7 +322,8 @@ def _keep_captioner(cfg, parts, row, *, model, folder):
     model.facts['row'] = row
     x,references = _labelled_apart(parts)
     apart = 0 if x is None else len(x)
-    known = parts.features.x[:5000]
+    seen,d = parts.features.x,parts.encoder.dim
+    known = seen[:5000] if seen.ndim==2 else seen[:5000,0,:d]
     model.calibrate(known, x, references, tokenize=for_counts(cfg.tokenize),
         note=f'{len(known):,} training photos and {apart} labelled photos kept apart')
     model.save_pretrained(folder)

@@ -72,7 +72,7 @@ class Rows:
 
     def take(self, rows:Sequence[int])->'Rows':
         "Other rows, in another order; nothing is read"
-        at = self.at[torch.as_tensor(rows).cpu()]
+        at = self.at[torch.as_tensor(rows, dtype=None if len(rows) else torch.long).cpu()]
         return Rows(self.parts, at, device=self.device, dtype=self.dtype)
 
     def repeat_interleave(self, n:int, dim:int=0)->'Rows':

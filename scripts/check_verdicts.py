@@ -8,7 +8,7 @@ from clipcap_ssl.core import asset_path, read_json, write_json, write_lines
 from clipcap_ssl.data.scenes import ToyScenes
 from clipcap_ssl.metrics.intervals import Interval, paired_difference
 from clipcap_ssl.models.encoder import load_encoder
-from clipcap_ssl.pipeline.check import Sight, encoder_sight, labelled_photos, stage2_verdict
+from clipcap_ssl.pipeline.check import Sight, _boundary, encoder_sight, labelled_photos, stage2_verdict
 from clipcap_ssl.pipeline.config import load_config
 from clipcap_ssl.pipeline.experiment import run
 from clipcap_ssl.pipeline.setup import plan_parts
@@ -57,6 +57,27 @@ def weaken(folder, out, noise):
     save_file(state, out/'open_clip_model.safetensors')
     return out
 
+def other_folder(folder, seed, n_train=600, n_test=200):
+    "Scenes in the colours and on the backgrounds of scripts/imitation_users.py, as `draw_folder` has them"
+    from imitation_users import draw_other
+    if (folder/'captions.jsonl').is_file(): return folder
+    (folder/'images').mkdir(parents=True, exist_ok=True)
+    rows = []
+    for split,n,m in (('train', n_train, 1), ('test', n_test, 5)):
+        ds = ToyScenes(n, seed+(split=='test'), n_captions=m)
+        for i,name in enumerate(ds.ids):
+            draw_other(ds.scenes[i], f'{seed} {split} {i}').save(folder/'images'/f'{name}.png')
+            rows.append(dict(file=f'images/{name}.png', split=split, captions=list(ds.captions[i])))
+    write_lines(folder/'captions.jsonl', rows)
+    return folder
+
+def fresh_setups(work, encoders):
+    "Set-ups that nothing was chosen on: the boundary of the verdict was frozen before they were made"
+    data,judge = other_folder(work/'other', 61),asset_path('toy-judge')
+    found = {f'other-{k}': dict(data=str(data), encoder=f'open_clip:{encoders[k]}') for k in ('fair','weak','random')}
+    found['other-second'] = dict(data=str(data), encoder=f'open_clip:{judge}', judge='toy')
+    return {k: load_config('scenes', **small, **o) for k,o in found.items()}
+
 # ---- one set-up
 
 def outcome(cfg, out):
@@ -83,7 +104,8 @@ def main(
     only:str='', # Only set-ups whose name begins so
     runs_only:bool=False, # Train, and say nothing of verdicts
     done:bool=False, # Train nothing: only set-ups whose run is there
-    out:Path=Path('nbs/results/data/check_verdicts.json'), # Where the account goes
+    out:Path=None, # Where the account goes; default: nbs/results/data/check_verdicts.json, or check_fresh.json
+    fresh:bool=False, # The set-ups that the boundary was not chosen on
 ):
     "Train stage 1 and stage 2 in every set-up, and compare what clipcap_check says before with what stage 2 then does"
     toy = asset_path('toy')
@@ -94,7 +116,8 @@ def main(
         for k,folder in encoders.items():
             if grey and k!='good': continue      # it is blind to these already
             setups[f'{domain}-{k}'] = load_config('scenes', **small, data=str(data), encoder=f'open_clip:{folder}')
-    if photos and world:
+    if fresh: setups = fresh_setups(work, encoders)
+    elif photos and world:
         R = set(read_json(world/'splits.json')['R'])
         data = photo_folder(work/'photos', photos, R)
         lm = dict(lm=str(world/'lm'), judge=f'open_clip:{world}/judge')
@@ -108,4 +131,5 @@ def main(
         if not runs_only: o = foretold(cfg, work/'sights'/f'{name}.json')|dict(outcome=o)
         found[name] = o
         print(name, json.dumps(o), flush=True)
-    if not runs_only: write_json(out, dict(settings=small, setups=found))
+    out = out or Path('nbs/results/data', 'check_fresh.json' if fresh else 'check_verdicts.json')
+    if not runs_only: write_json(out, dict(settings=small, boundary=_boundary, setups=found))

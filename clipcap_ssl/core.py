@@ -6,7 +6,8 @@
 __all__ = ['set_seed', 'default_device', 'known_device', 'clipcap_home', 'MissingModelError', 'asset_path', 'clear_asides',
            'scratch_folder', 'NotWritten', 'whole_file', 'write_bytes', 'write_text', 'write_tensors', 'as_json',
            'write_json', 'write_lines', 'read_json', 'finish_save', 'whole_folder', 'locked', 'import_named',
-           'named_object', 'plainly', 'Stopped', 'stoppable', 'progress', 'ensure_torchvision']
+           'named_object', 'plainly', 'Stopped', 'stoppable', 'file_hash', 'to_stderr', 'progress',
+           'ensure_torchvision']
 
 # %% ../nbs/appendix/core.ipynb #27948dc2
 import errno, hashlib, importlib, json, os, platform, random, re, shutil, signal, sys, tempfile
@@ -429,6 +430,20 @@ def stoppable(
         raise stopped from None
     finally:
         for o,handler in before.items(): signal.signal(o, handler)
+
+# %% ../nbs/appendix/core.ipynb #644e8572
+def file_hash(
+    path:str|Path, # a file
+)->str: # sha256
+    "The hash of what is in a file"
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def to_stderr(
+    text:str, # a line
+)->None:
+    "Tell a person something, at once"
+    print(text, file=sys.stderr, flush=True)
+
 
 # %% ../nbs/appendix/core.ipynb #e062e4fa
 def progress(

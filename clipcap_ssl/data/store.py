@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from fastcore.script import Param, call_parse
 from pydantic import NonNegativeInt
 from typing_extensions import TypedDict
-from ..core import clear_asides, import_named, plainly, stoppable, write_json
+from ..core import clear_asides, import_named, plainly, stoppable, to_stderr
+from ..core import write_json
 from .base import Captioned, CaptionFolder, subset
 from .captions import data_folder, read_beside, whole_text
 from .photos import file_stamp, open_rgb, read_photo
@@ -397,8 +398,6 @@ def _load(encoder, device):
     if ':' in encoder and not encoder.startswith('open_clip:'): import_named(encoder)
     return load_encoder(encoder, device)
 
-def _to_stderr(text): print(text, file=sys.stderr, flush=True)
-
 def _summary(out):
     "A store in a line"
     about = read_document(out/'store.json', _Store)
@@ -443,11 +442,11 @@ def clipcap_features(
         made_by = _load(encoder, device or default_device())
         with stoppable(f'finished shards are kept in {folder}: the same command goes on'):
             embed_store(made_by, photos, folder, share=shard, rows=rows, grid=grid, dtype=dtype,
-                        batch_size=batch, workers=workers, say=_to_stderr)
+                        batch_size=batch, workers=workers, say=to_stderr)
     if verify: return
     if _share(shard)[1]>1 and not merge:
         how = f'clipcap_features {data} --out {folder} --merge'
-        return _to_stderr(f'when all shares are done: {how}')
+        return to_stderr(f'when all shares are done: {how}')
     merge_store(folder, photos)
     print(_summary(folder))
 

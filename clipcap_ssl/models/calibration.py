@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 from safetensors.torch import load_file
 from torch import Tensor
 from ..core import finish_save, write_json, write_tensors
 from ..metrics.wording import borne_out
-from .checked import BadFile, fitting, plain_errors, plain_file
+from .checked import BadFile, Strict, fitting, plain_errors, plain_file
 from .checked import read_checked, weights_header
 
 # %% ../../nbs/appendix/calibration.ipynb #3ad50f82
@@ -159,23 +159,19 @@ class Assessment:
 # %% ../../nbs/appendix/calibration.ipynb #b29476ea
 _Share = Annotated[float, Field(ge=0, le=1)]
 
-class _Strict(BaseModel):
-    "Known keys of the right type"
-    model_config = ConfigDict(extra='forbid', strict=True)
-
-class _PhotosFile(_Strict):
+class _PhotosFile(Strict):
     "What calibration.json says of photos"
     border:Annotated[FiniteFloat, Field(ge=0)]
     rest:Annotated[FiniteFloat, Field(gt=0)]
 
-class _CaptionsFile(_Strict):
+class _CaptionsFile(Strict):
     "What it says of captions"
     border:Annotated[FiniteFloat, Field(le=0)]
     wrong_below:_Share
     wrong_above:_Share
     n:Annotated[int, Field(ge=0)]
 
-class _File(_Strict):
+class _File(Strict):
     "calibration.json; similarity_p05 is of older versions"
     photos:_PhotosFile|None=None
     captions:_CaptionsFile|None=None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Size', 'Few', 'Share', 'Ratio', 'Shift', 'Scale', 'Plain', 'Switches', 'BadFile', 'plain_errors', 'plain_file',
-           'read_checked', 'fitting', 'encoder_config', 'lm_config', 'weights_header', 'check_fits', 'check_finite',
-           'clean_tokenizer', 'no_network', 'trust', 'check_own', 'own_object']
+           'read_checked', 'Strict', 'fitting', 'encoder_config', 'lm_config', 'weights_header', 'check_fits',
+           'check_finite', 'clean_tokenizer', 'no_network', 'trust', 'check_own', 'own_object']
 
 # %% ../../nbs/appendix/checked.ipynb #b33d6e76
 import json, os, re, shutil, sys, tempfile
@@ -80,11 +80,11 @@ Plain = Annotated[str, Field(pattern=r'^[A-Za-z0-9_.]{0,80}$')]
 Switches = dict[Plain, bool|float|Plain]
 
 # %% ../../nbs/appendix/checked.ipynb #3fed924b
-class _Strict(BaseModel):
+class Strict(BaseModel):
     "Known keys of the right type"
     model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=())
 
-class _Block(_Strict):
+class _Block(Strict):
     "What both networks may say of their layers"
     width:Size=None
     mlp_ratio:Ratio=None
@@ -124,7 +124,7 @@ class _Vision(_Block):
     timm_drop_path:Share|None=None
 
 # %% ../../nbs/appendix/checked.ipynb #300dd587
-class _Tokenizing(_Strict):
+class _Tokenizing(Strict):
     "Two switches of OpenCLIP's tokenizers"
     clean:Literal['whitespace','lower','canonicalize']=None
     strip_sep_token:bool=False
@@ -153,7 +153,7 @@ class _Multimodal(_Text):
     n_queries:Size=None
     attn_pooler_heads:Size=None
 
-class _Clip(_Strict):
+class _Clip(Strict):
     "OpenCLIP's two networks"
     embed_dim:Size
     vision_cfg:_Vision

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shipped', 'contrastive_loss', 'ImageTextEncoder', 'OpenCLIPEncoder', 'cut_tower', 'text_ends', 'encode_cut',
-           'by_length', 'weights_hash', 'encoder_hash', 'load_encoder', 'pooled', 'foil_accuracy']
+           'by_length', 'weights_hash', 'read_trained_on', 'encoder_hash', 'load_encoder', 'pooled', 'foil_accuracy']
 
 # %% ../../nbs/03_encoder.ipynb #599bf511
 import hashlib, json, logging, os, shutil, sys, urllib.request
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 from ..core import MissingModelError, asset_path, ensure_torchvision, finish_save
-from ..core import known_device, named_object
+from ..core import file_hash, known_device, named_object
 from ..data.scenes import attributes, foil
 from ..documents import Name, read_document
 from .checked import BadFile, check_finite, check_fits, clean_tokenizer
@@ -206,7 +206,7 @@ def weights_hash(
     path:str|Path, # a safetensors file
 )->str: # 64 hexadecimal digits
     "SHA-256 of a weights file"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    return file_hash(path)
 
 def _identity(weights, model_cfg, preprocess_cfg, tokenizer=None):
     "SHA-256 of an encoder: its weights' hash, architecture, preprocessing, tokenizer's hashes"
@@ -226,12 +226,17 @@ class _TrainedOn(TypedDict):
     ids:list[Name]
     contents:NotRequired[list[str]]
 
-def _trained_on(folder):
-    "Names and content hashes of photos that a folder's encoder was trained on, where it says so"
+def read_trained_on(
+    folder:str|Path, # of an encoder
+)->dict[str,list]: # `ids`, names, and `contents`, hashes of what they show; empty where it says nothing
+    "The photos that a folder's encoder was trained on"
     file = plain_file(folder, 'trained_on.json')
-    if not file: return ()
-    seen = read_document(file, _TrainedOn)
-    return [*seen['ids'], *seen.get('contents', [])]
+    return dict(ids=[], contents=[]) | (read_document(file, _TrainedOn) if file else {})
+
+def _trained_on(folder):
+    "Names and content hashes together"
+    seen = read_trained_on(folder)
+    return [*seen['ids'], *seen['contents']]
 
 # %% ../../nbs/03_encoder.ipynb #d2bf9cc9
 @contextmanager

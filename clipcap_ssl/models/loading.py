@@ -238,10 +238,12 @@ def _read_lm(folder):
 def _lm_inside(folder, to):
     "Write the language model of a captioner's folder as a folder of its own"
     said,file = read_checked(folder/'config.json'),plain_file(folder, 'model.safetensors')
+    if not file: raise MissingModelError(f'{folder} has no model.safetensors')
     weights_header([file])
     state = {k[3:]:t.float() for k,t in load_file(file).items() if k.startswith('lm.')}
     if not state or said.get('lora'):
-        name = (said.get('lm_source') or {}).get('name', 'the one that it was made from')
+        source = said.get('lm_source')
+        name = isinstance(source, dict) and source.get('name') or 'the one that it was made from'
         raise MissingModelError(f'{folder} is a captioner that holds no language model of its own: '
                                 f'name {name}')
     (to/'config.json').write_text(json.dumps(said['lm_config']))

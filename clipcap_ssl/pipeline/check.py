@@ -26,11 +26,9 @@ import numpy as np
 from fastcore.script import call_parse
 from jaxtyping import Float
 from PIL import Image
-from typing_extensions import TypedDict
 from ..core import as_json, asset_path, plainly, scratch_folder, write_lines
 from ..data.captions import data_folder, read_rows
 from ..data.photos import content_hash, open_rgb
-from ..documents import read_document
 from ..metrics.intervals import Interval, interval_of
 from .config import Config, check_config, import_own, load_config, recipe_path
 
@@ -210,18 +208,14 @@ def _models_lack(cfg):
         if text: yield Finding('stop', part, text)
 
 # %% ../../nbs/appendix/check.ipynb #b9c823ab
-class _TrainedOn(TypedDict):
-    "trained_on.json of an encoder"
-    ids:list[str]
-
 def known_photos(
     encoder:str, # as `load_encoder` takes it
 )->frozenset[str]: # names; empty where nothing is known
     "The photos that an encoder's folder says it was trained on"
-    pocket = encoder=='pocket'
+    from clipcap_ssl.models.encoder import read_trained_on, shipped
     folder = Path(encoder.removeprefix('open_clip:')).expanduser()
-    file = (asset_path('pocket/encoder') if pocket else folder)/'trained_on.json'
-    return frozenset(read_document(file, _TrainedOn)['ids']) if file.is_file() else frozenset()
+    if encoder in shipped: folder = asset_path(shipped[encoder])
+    return frozenset(read_trained_on(folder)['ids'])
 
 def _known_to(cfg): return known_photos(cfg.encoder)|known_photos(cfg.judge)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import Param, call_parse
 from ..documents import read_document, read_toml
 from ..core import as_json, asset_path, default_device, known_device, plainly
-from ..core import write_json, write_text
+from ..core import to_stderr, write_json, write_text
 from .config import Config, load_config, own_names, run_config, saved_row
 from .config import check_config, settings_table
 
@@ -58,8 +58,6 @@ def _report(scores, out):
     for part,said in book.items(): print(_supervision(part, said))
     files = 'scores.json, captions.jsonl, gallery.html, live.html, captioner/'
     print(f'\nWritten to {out}: {files}')
-
-def _to_stderr(text): print(text, file=sys.stderr)
 
 # %% ../../nbs/18_cli.ipynb #336c8c51
 def _asked_config(recipe, from_run, settings):
@@ -108,14 +106,14 @@ def clipcap_train(
     from clipcap_ssl.pipeline.check import quick_check
     from clipcap_ssl.pipeline.experiment import run
     from clipcap_ssl.pipeline.parent import next_folder
-    quick_check(cfg, say=_to_stderr)
+    quick_check(cfg, say=to_stderr)
     if out is None and from_run: out = next_folder(from_run)
     out = out or f'runs/{Path(recipe).stem}-seed{cfg.seed}'
     device = device or default_device()
     if budget:
         from clipcap_ssl.pipeline.budget import budgeted
-        cfg = budgeted(cfg, budget, out, device=device, workers=workers, say=_to_stderr)
-    scores = run(cfg, out, device, say=_to_stderr, workers=workers)
+        cfg = budgeted(cfg, budget, out, device=device, workers=workers, say=to_stderr)
+    scores = run(cfg, out, device, say=to_stderr, workers=workers)
     if scores: _report(scores, out)
 
 # %% ../../nbs/18_cli.ipynb #59d61407
@@ -130,9 +128,9 @@ def clipcap_demo(
     routes of stage 2 on scenes without captions, and the controls they have to beat.
     Example: clipcap_demo --out runs/demo"""
     from clipcap_ssl.pipeline.experiment import run
-    _to_stderr('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by three '
+    to_stderr('4,000 drawn scenes, 400 captions of 20,000. Rows: stage 1; stage 2 by three '
                'routes; the controls. What each is: nbs/17_experiment.ipynb')
-    scores = run(load_config('scenes', seed=seed), out, 'cpu', say=_to_stderr, workers=workers)
+    scores = run(load_config('scenes', seed=seed), out, 'cpu', say=to_stderr, workers=workers)
     if scores: _report(scores, out)
 
 # %% ../../nbs/18_cli.ipynb #7eea761c
@@ -372,7 +370,7 @@ def clipcap_caption(
         failed += 'error' in r
         unsure = f" (unsure: {r['why']})" if r.get('unsure') else ''
         if jsonl: print(as_json(r), flush=True)
-        elif 'error' in r: _to_stderr(f"{r['file']}: {r['error']}")
+        elif 'error' in r: to_stderr(f"{r['file']}: {r['error']}")
         else: print(f"{r['file']}: {r['caption']}{unsure}", flush=True)
     if html: write_text(html, caption_page(rows))
     if csv: write_text(csv, caption_csv(rows))

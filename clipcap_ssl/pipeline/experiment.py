@@ -6,7 +6,7 @@
 __all__ = ['row_training', 'row_decoding', 'write_captions', 'run', 'score_run']
 
 # %% ../../nbs/17_experiment.ipynb #a1014af6
-import copy, hashlib, json, math, os, shutil, signal, sys, threading, time, warnings
+import copy, hashlib, json, math, os, shutil, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 from .. import __version__
 from ..core import NotWritten, clear_asides, locked, named_object, progress
-from ..core import stoppable, write_json, write_lines, write_text
+from ..core import stoppable, to_stderr, write_json, write_lines, write_text
 from ..documents import read_document
 from ..metrics.cider import CiderD
 from ..metrics.words import for_counts, split_words, warn_unspaced
@@ -306,13 +306,15 @@ def _live(cfg, parts, out, *, row, start, say=None):
 
 # %% ../../nbs/17_experiment.ipynb #fedf2155
 def _labelled_apart(parts, most=500):
-    "Features of labelled photos that nothing was trained on, and their captions"
-    if parts.dev: return parts.dev.x[:most],[parts.dev.references[i] for i in parts.dev.ids[:most]]
+    "Labelled photos that nothing was trained on: names, features and captions"
+    if parts.dev:
+        ids = parts.dev.ids[:most]
+        return ids,parts.dev.x[:most],[parts.dev.references[i] for i in ids]
     said = {}
     for i,j in parts.labels_to_choose:
         said.setdefault(parts.train.ids[i], []).append(parts.train.captions[i][j])
     ids = [i for i in said if i in parts.features][:most]
-    return (parts.features[ids][:],[said[i] for i in ids]) if ids else (None,None)
+    return (ids,parts.features[ids][:],[said[i] for i in ids]) if ids else ([],None,None)
 
 def _keep_captioner(cfg, parts, row, *, model, folder):
     "Save a captioner, with what it is and when it should be unsure"
@@ -320,12 +322,13 @@ def _keep_captioner(cfg, parts, row, *, model, folder):
     data = without_paths(cfg)['data']
     model.set_card(data=data, labels=f'{n_labels:,} of {n_captions:,} captions', stage=row)
     model.facts['row'] = row
-    x,references = _labelled_apart(parts)
-    apart = 0 if x is None else len(x)
-    seen,d = parts.features.x,parts.encoder.dim
-    known = seen[:5000] if seen.ndim==2 else seen[:5000,0,:d]
+    apart,x,references = _labelled_apart(parts)
+    back = set(apart)
+    learnt = [o for o in parts.features.ids if o not in back][:5000]
+    seen,d = parts.features[learnt],parts.encoder.dim
+    known = seen[:] if seen.ndim==2 else seen[:,0,:d]
     model.calibrate(known, x, references, tokenize=for_counts(cfg.tokenize),
-        note=f'{len(known):,} training photos and {apart} labelled photos kept apart')
+        note=f'{len(known):,} training photos and {len(apart)} labelled photos kept apart')
     model.save_pretrained(folder)
 
 # %% ../../nbs/17_experiment.ipynb #3a5ceefa
@@ -449,10 +452,8 @@ def _row_process(cfg, out, device, *, row, threads, clock):
     began = time.time()
     import_own(cfg)
     with training_with(_accelerator(cfg, device, out)):
-        _run_row(cfg, prepare(cfg, device), out, row=row, clock=clock, say=_to_stderr)
+        _run_row(cfg, prepare(cfg, device), out, row=row, clock=clock, say=to_stderr)
     return time.time()-began
-
-def _to_stderr(text): print(text, file=sys.stderr, flush=True)
 
 def _end(number, frame):
     "End a worker; a training that keeps its state does this after its step"

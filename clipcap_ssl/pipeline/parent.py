@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
-from ..core import finish_save, write_json
+from ..core import file_hash, finish_save, write_json
 from ..data.base import Captioned
 from ..documents import read_document
 from .config import Config, load_config, located, places, run_config
@@ -134,10 +134,6 @@ class Parent:
         text = json.dumps(self.settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-def _file_hash(path):
-    "Of the bytes of a file"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 class _ParentFile(TypedDict):
     "parent.json"
     folder:str
@@ -176,7 +172,7 @@ def read_parent(
                          'from a run that keeps one of the few labels')
     account = read_document(folder/'scores.json', _Account)
     return Parent(folder, row, settings=without_paths(load_config(folder/'config.toml')),
-                  captioner=_file_hash(weights), encoder=account['meta']['encoder'],
+                  captioner=file_hash(weights), encoder=account['meta']['encoder'],
                   ledger=account['meta']['ledger'], uses=read_uses(folder),
                   cpu_seconds=account['rows'].get(row, {}).get('cpu_seconds', 0.))
 

@@ -405,6 +405,10 @@ def _draw_labels(cfg, train, *, copies, parent=None):
     labelled = copies.of(subset(train, sorted(at)), 'train')
     return to_train,to_choose,copies.take_out(plain, 'train', labelled, kind='labelled')
 
+def _judge_of(cfg, own, device):
+    "The encoder that judges; None where words alone do"
+    return own.judge or (None if cfg.judge=='none' else load_encoder(cfg.judge, device))
+
 def prepare(
     cfg:Config, # the settings
     device:str|torch.device='cpu', # where the encoders go
@@ -414,7 +418,7 @@ def prepare(
     "Load the encoders, cut the data into its parts, embed the photos"
     # 1) who looks
     encoder = own.encoder or load_encoder(cfg.encoder, device)
-    judge = own.judge or (None if cfg.judge=='none' else load_encoder(cfg.judge, device))
+    judge = _judge_of(cfg, own, device)
     parent = read_parent(cfg.parent) if cfg.parent else None
     if parent: check_same_captioner(parent, cfg, encoder.hash)
     grid,drawn = _reads_grid(cfg, own),cfg.data=='scenes'
@@ -474,7 +478,7 @@ def embed_share(
     "Embed a share of an experiment's photos, for `prepare` to find"
     if cfg.data=='scenes' or cfg.features: return
     encoder = own.encoder or load_encoder(cfg.encoder, device)
-    judge = own.judge or load_encoder(cfg.judge, device)
+    judge = _judge_of(cfg, own, device)
     grid,known = _reads_grid(cfg, own),{*trained_on(encoder), *trained_on(judge)}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')        # `prepare` says it all again

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from typing_extensions import NotRequired, TypedDict
-from ..core import NotWritten, as_json, progress, write_json, write_lines, write_tensors
+from ..core import NotWritten, as_json, file_hash, progress, write_json, write_lines
+from ..core import write_tensors
 from ..documents import read_document
 
 # %% ../../nbs/07_train.ipynb #8b577416
@@ -298,10 +299,6 @@ def _sealed(info):
     text = json.dumps({k:v for k,v in info.items() if k!='hash'}, sort_keys=True)
     return info|dict(hash=hashlib.sha256(text.encode()).hexdigest())
 
-def _hash_of(file):
-    "A hash of what is in a file"
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _file_now(folder):
     "The file of tensors that counts now"
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -337,7 +334,7 @@ def save_state(
                 sched=sched.state_dict() if sched else {},
                 scaler=scaler.state_dict() if scaler else {})
     write_tensors(folder/file, tensors)
-    info['tensors'] = _hash_of(folder/file)
+    info['tensors'] = file_hash(folder/file)
     write_json(folder/'state.json', _sealed(_finite(info)))
     # 3) older states
     for old in folder.glob('state-*.safetensors'):
@@ -390,7 +387,7 @@ def _read_state(folder):
     info = _read_info(folder)
     file = folder/Path(info['file']).name
     try:
-        if _hash_of(file)!=info['tensors']: raise ValueError('its hash is another')
+        if file_hash(file)!=info['tensors']: raise ValueError('its hash is another')
         return info,load_file(file),file
     except Exception as e:
         raise ValueError(f'{file} cannot be read ({e}); delete {folder} to start over') from None

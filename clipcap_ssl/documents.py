@@ -41,6 +41,14 @@ def _finite(text):
     number = float(text)
     return number if abs(number)<float('inf') else _no_number(text)
 
+def _nested(o, levels=64):
+    "Does a value lie in more lists and objects than a document of ours has?"
+    level = [o]
+    for _ in range(levels):
+        inside = (v for v in level if isinstance(v, list|dict))
+        level = [o for v in inside for o in (v.values() if isinstance(v, dict) else v)]
+    return bool(level)
+
 def parse_json(
     text:str, # JSON
     where:str|Path, # what an error should name, such as a file and a line
@@ -50,6 +58,7 @@ def parse_json(
     numbers = dict(parse_constant=_no_number, parse_float=_finite) if strict else {}
     try:
         found = json.loads(text, object_pairs_hook=_once, **numbers)
+        if _nested(found): raise RecursionError
         if strict: json.dumps(found, ensure_ascii=False).encode()  # half an emoji has no bytes
     except RecursionError: raise ValueError(f'{where}: not valid JSON (nested too deep)') from None
     except ValueError as e: raise ValueError(f'{where}: not valid JSON ({e})') from None

@@ -95,10 +95,11 @@ def of_captions(data, name, manifest, is_json=False):
 def document_kinds():
     "Files that people and runs write"
     from clipcap_ssl.core import write_json
+    from clipcap_ssl.data.base import Captioned
     from clipcap_ssl.models import calibration
-    from clipcap_ssl.pipeline import config
+    from clipcap_ssl.pipeline import config, parent
     from clipcap_ssl.pipeline.config import load_config, save_config
-    from clipcap_ssl.report import evaluate, study, study_page
+    from clipcap_ssl.report import evaluate, live, study, study_page
     from clipcap_ssl.pipeline import experiment
     from clipcap_ssl.documents import read_document
     def dump(o): return json.dumps(o).encode()
@@ -151,11 +152,30 @@ def document_kinds():
     def scores_again(found, folder):
         new = dict(rows={r: o for r, (o, _) in found.items()}, each={r: e for r, (_, e) in found.items()})
         return numbers(write_json(folder/'again.json', new)) == found
+    look = dict(step=1, captions=['a dog'], reward=.5, cider=.1)
+    seen = dict(row='stage1', n_steps=3, fresh=True, log=dict(loss=[[1, 2.5]]), looks=[look])
+    def page(p):
+        "What a row left for the live page, and the page that is made of it"
+        found = read_document(p, live._LiveFile)
+        made = live.live_page([found], ['data:image/png;base64,'])
+        assert '<script' not in made
+        return found
+    uses = parent.Uses([['a.png', 0]], [['b.png', 1]], plain=['c.png'], dev=['d.png'], test=['e.png'], contents={'a.png': '01'})
+    child = parent.Parent(Path('runs/a'), 'stage1', dict(steps=1, lm='x'), 'ab', 'cd', dict(labelled_pairs=2), 1.5, uses)
+    known = Path(tempfile.mkdtemp(prefix='fuzz-'))/'parent.json'
+    child.save(known)
+    def parent_again(found, folder):
+        found.save(folder/'again.json')
+        return parent.read_parent(folder/'again.json') == found
     lines = '\n'.join(json.dumps(dict(id=i, references=['a'], full='a dog', stage1='a')) for i in 'ab')
     kinds |= dict(
         study_key=json_kind(key, 'k.json', study_page.read_key), study_answers=json_kind(said, 'a.json', report),
         run_captions=Kind(lines.encode(), 'captions.jsonl', captions_of, lines_again, True),
         scores=Kind(dump(scores), 's.json', numbers, scores_again, True),
+        live=json_kind(seen, 'stage1.json', page), parent=Kind(known.read_bytes(), 'parent.json', parent.read_parent, parent_again, True),
+        splits=Kind(dump(dict(labelled=[['a', 0]], labelled_to_choose=[['b', 1]], without_captions=['c'], dev=['d'], test=['e'],
+                              photos=dict(train={'a': '01', 'b': '02'}), hashes={}, before=vars(uses))), 'splits.json',
+                    lambda p: parent.read_uses(p.parent), lambda o, _: o.known_as(Captioned(['a', 'c'], [(), ()], None), {'a': '01'}) is not None, True),
         row=json_kind(dict(cpu_seconds=1.5, captions=dict(a='x'), dev={}, trace=[dict(step=1)]), 'row.json', lambda p: read_document(p, experiment._RowFile)),
         card=Kind(dump(dict(facts=dict(row='full', stage='x'))), 'config.json', lambda p: config.saved_row(p.parent), lambda o, _: isinstance(o, str | None), True),
         calibration=Kind(dump(dict(similarity_p05=.2, note='')), 'calibration.json', lambda p: calibration.read_calibration(p.parent).similarity, lambda o, _: o is None or abs(o) < float('inf'), True))
@@ -196,6 +216,58 @@ def feature_kinds():
             warnings.simplefilter('ignore')
             return encode_dataset(eye, ds, cache=p)
     return dict(features=Kind((home/'f.safetensors').read_bytes(), 'f.safetensors', features, lambda o, _: o.ids == true.ids and torch.equal(o.x, true.x)))
+
+def store_kinds():
+    "The files of a store of two shards; a damaged one is refused, or every row is as it was"
+    import torch
+    from PIL import Image
+    from clipcap_ssl.data.base import Captioned
+    from clipcap_ssl.data.store import _summary, embed_store, merge_store, read_store
+    torch.set_num_threads(1)
+    eye, home = _Eye(), Path(tempfile.mkdtemp(prefix='fuzz-'))/'store'
+    pictures = [Image.new('RGB', (2, 2), (90*i, 7, 0)) for i in range(3)]
+    ds = Captioned(['a', 'b', 'c'], [(), (), ()], lambda i: pictures[i], stamp=lambda i: f's{i}')
+    embed_store(eye, ds, home, rows=2)
+    merge_store(home, ds)
+    def read(folder):
+        found = read_store(folder)
+        _summary(folder)
+        return found.ids, found.contents, found.x[:].tolist()
+    true = read(home)
+    def merged(folder):
+        merge_store(folder, ds)
+        return read(folder)
+    def same(o, _): return o == true
+    kinds = _files_of(home, 'store', read, same, ['store.json', '00000.json', '00000.safetensors'])
+    made = _files_of(home, 'store', merged, same, ['plan.json', '00000.json'])
+    return kinds | {f'{k}_merged': v for k, v in made.items()} | dict(store_tar=tar_kind())
+
+def tar_kind():
+    "A tar file of photos; what is read of a damaged one are photos by names that stay in their folder"
+    import tarfile
+    from PIL import Image
+    from clipcap_ssl.data.store import TarPhotos
+    warnings.filterwarnings('ignore', module='PIL')
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode='w') as tar:
+        for i in range(2):
+            photo = io.BytesIO()
+            Image.new('RGB', (3, 2), (90*i, 7, 0)).save(photo, 'png')
+            for name, data in ((f'{i}.png', photo.getvalue()), (f'{i}.json', json.dumps(dict(caption=f'dog {i}')).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    def read(path):
+        photos, seen = TarPhotos(path), []
+        for i in range(len(photos)):
+            try: seen.append(photos.image(i))
+            except (ValueError, OSError) as e: assert '\n' not in str(e), e
+        if not seen: raise ValueError('no photo')
+        return photos, seen
+    def judge(found, _):
+        photos, seen = found
+        return all(o.mode == 'RGB' for o in seen) and not any('..' in Path(o).parts or o.startswith('/') for o in photos.ids)
+    return Kind(written.getvalue(), '00000.tar', read, judge)
 
 def _in_folder(whole, name, read):
     "Read a folder of which one file is damaged; the folder is whole again each time"
@@ -380,8 +452,8 @@ def fuzz(kind, n, seed, limit=60., keep=None, seconds=None):
 
 def all_kinds(only=()):
     "The kinds asked for; models are built only if they are"
-    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds, state=state_kinds)
-    slow, found = dict(features=['features'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm'], state=['state']), {}
+    groups = dict(documents=document_kinds, photos=photo_kinds, features=feature_kinds, store=store_kinds, captioner=captioner_kinds, encoder=encoder_kinds, lm=lm_kinds, state=state_kinds)
+    slow, found = dict(features=['features'], store=['store'], captioner=['captioner', 'light'], encoder=['encoder'], lm=['lm'], state=['state']), {}
     for group, make in groups.items():
         starts = slow.get(group, [''])
         if only and group not in only and not any(o.startswith(s) for o in only for s in starts): continue
@@ -390,7 +462,7 @@ def all_kinds(only=()):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, captioner, encoder, lm, state')
+    p.add_argument('--only', nargs='*', default=[], help='kinds, their beginnings, or documents, photos, features, store, captioner, encoder, lm, state')
     p.add_argument('--n', type=int, default=20_000)
     p.add_argument('--seconds', type=float, help='the longest that one kind takes')
     p.add_argument('--seed', type=int, default=0)

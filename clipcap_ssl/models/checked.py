@@ -380,6 +380,20 @@ def _tokenizer_config(file):
         raise BadFile(f'{file}: tokenizer_class {str(name)[:80]!r} is no tokenizer of transformers')
     return kept | dict(tokenizer_class=name)
 
+# %% ../../nbs/appendix/checked.ipynb #fc85658d
+def _check_template(found, file):
+    "Refuse a template with special tokens that are not defined; templates may lie in each other"
+    if not isinstance(found, dict): return
+    parts,known = found.get('processors'),found.get('special_tokens')
+    for o in parts if isinstance(parts, list) else []: _check_template(o, file)
+    for side in ('single','pair'):
+        pieces = found.get(side)
+        for o in pieces if isinstance(pieces, list) else []:
+            token = o.get('SpecialToken') if isinstance(o, dict) else None
+            name = token.get('id') if isinstance(token, dict) else None
+            if name is not None and not (isinstance(known, dict) and name in known):
+                raise BadFile(f'{file}: the template names {name!r:.80}, which it does not define')
+
 # %% ../../nbs/appendix/checked.ipynb #ea570c85
 @contextmanager
 def clean_tokenizer(
@@ -392,7 +406,8 @@ def clean_tokenizer(
             file = plain_file(folder, name)
             if not file: continue
             if file.stat().st_size>2**28: raise BadFile(f'{file} is too large for a vocabulary')
-            if name.endswith('.json'): read_checked(file, 2**28)
+            found = read_checked(file, 2**28) if name.endswith('.json') else {}
+            _check_template(found.get('post_processor'), file)
             shutil.copyfile(file, clean/name)
         file = plain_file(folder, 'tokenizer_config.json')
         if file: (clean/file.name).write_text(json.dumps(_tokenizer_config(file)))

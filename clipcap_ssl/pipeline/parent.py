@@ -136,7 +136,7 @@ class Parent:
 
 class _ParentFile(TypedDict):
     "parent.json"
-    folder:str
+    folder:Annotated[str, Field(pattern=r'^[^/]*[^/.][^/]*$')] # a name, not a path
     row:str
     settings:dict
     captioner:str

@@ -24,8 +24,8 @@ from ..metrics.coco import check_references, score_each
 from ..metrics.intervals import Interval, bootstrap_ci, paired_difference
 from ..metrics.oracle import oracle_per_image
 from clipcap_ssl.metrics.reference_free import (
-    clip_score, distinct, distinct_n, hits_at_k, mean_length, p_at_1, p_at_1_near, ref_clip_score,
-    repetition)
+    clip_score, distinct, distinct_n, hits_at_k, margin, mean_length, p_at_1, p_at_1_near,
+    ref_clip_score, repetition)
 from clipcap_ssl.metrics.wording import (
     beyond_context, broken_ending, content_words, coverage, nouns_and_adjectives, perplexity,
     shared, vocabulary_size)
@@ -78,6 +78,7 @@ def _judged(texts, x, judge, *, prompt, references, w):
         each['ref_clip_score'] = ref_clip_score(x, y, per_image, w=w).cpu()
     # 2) each caption among other images
     similarity = y.float()@x.float().T
+    if n>1: each['margin'] = margin(similarity).cpu()
     for k in (1,5,10):
         if k<n: each[f'r_at_{k}'] = hits_at_k(similarity, k).cpu()
     if n>=10: each['p_at_1_near'] = p_at_1_near(similarity, x.float(), per_image=True)
@@ -158,8 +159,8 @@ def _check_material(captions, references, x, *, judge, scenes, metrics, tokenize
 # %% ../../nbs/12_evaluate.ipynb #2d9b7e9a
 score_names = (
     'bleu1', 'bleu2', 'bleu3', 'bleu4', 'meteor', 'rouge_l', 'cider', 'spice',
-    'clip_score', 'ref_clip_score', 'p_at_1_100', 'p_at_1_near', 'r_at_1', 'r_at_5', 'r_at_10',
-    'oracle_p_at_1_100', 'precision', 'recall',
+    'clip_score', 'ref_clip_score', 'margin', 'p_at_1_100', 'p_at_1_near', 'r_at_1', 'r_at_5',
+    'r_at_10', 'oracle_p_at_1_100', 'precision', 'recall',
     'coverage', 'content_words', 'nouns', 'adjectives', 'mean_length', 'repetition',
     'broken_ending', 'beyond_context', 'perplexity', 'distinct', 'shared',
     'distinct_1', 'distinct_2', 'vocabulary', 'cpu_seconds')

@@ -53,7 +53,7 @@ def stage2_helps(
     after:Scores, # of stage 2, on photos that are kept apart
     before:Scores, # of stage 1, on the same photos
     *,
-    encoder:str='clip_score', # the score by a second encoder
+    encoder:str='margin', # the score by a second encoder
     level:float=.8, # of the intervals
     least:int=20, # photos; fewer decide nothing
 )->tuple[bool,str]: # is stage 2 kept, and why

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 import numpy as np
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 from ..core import write_json, write_text
 from ..documents import read_document
@@ -78,13 +79,15 @@ class _Seen(TypedDict):
     length:NotRequired[float]
     distinct:NotRequired[float]
 
+_Point = Annotated[list[int|FiniteFloat], Field(min_length=2, max_length=2)]
+
 class _LiveFile(TypedDict):
     "What a row leaves for the page"
     row:str
     n_steps:int|None
     fresh:bool
-    log:dict[str,list[list[int|FiniteFloat]]] # name -> (step, value) of every step
-    looks:list[_Seen]
+    log:dict[str,list[_Point]] # name -> (step, value) of every step
+    looks:Annotated[list[_Seen], Field(min_length=1)]
 
 def _look_of(seen):
     "A look, as it was read from a file"
@@ -138,8 +141,8 @@ def _section(o, pictures):
         title = {'cider': 'CIDEr, photos kept apart', 'length': 'words per caption'}.get(name, name)
         if len(points)>1: curves += _curve(points, title, looks=True)
     photos = ''
-    for k,picture in enumerate(pictures):
-        now,before = looks[-1].captions[k],looks[0].captions[k]
+    said = zip(pictures, looks[-1].captions, looks[0].captions)
+    for k,(picture,now,before) in enumerate(said):
         was = '' if now==before else f'<small>at the start: {html.escape(before)}</small>'
         photos += (f'<figure><img src="{picture}" alt="Photo {k+1}"><figcaption dir="auto">'
                    f'{html.escape(now) or "(nothing)"}{was}</figcaption></figure>')

@@ -1,5 +1,5 @@
 "Does the verdict of clipcap_check foretell what stage 2 does? Encoders from good to random on drawn scenes, grey scenes and photos. `--help` says how."
-import json, random, shutil
+import json, re, shutil
 from pathlib import Path
 import numpy as np, torch
 from fastcore.script import call_parse
@@ -11,6 +11,7 @@ from clipcap_ssl.models.encoder import load_encoder
 from clipcap_ssl.pipeline.check import Sight, _boundary, encoder_sight, labelled_photos, stage2_verdict
 from clipcap_ssl.pipeline.config import load_config
 from clipcap_ssl.pipeline.experiment import run
+from clipcap_ssl.pipeline.init import init_recipe
 from clipcap_ssl.pipeline.setup import plan_parts
 
 small = dict(n_train=0, n_test=200, n_pairs=150, n_dev_pairs=30, steps=200, expert_rounds=2, expert_steps=100, expert_samples=3, expert_null=500, rows='stage1,stage2_expert', keep='stage2_expert')
@@ -29,21 +30,6 @@ def draw_folder(folder, grey, n_train=600, n_test=200):
             (image.convert('L').convert('RGB') if grey else image).save(folder/'images'/f'{name}.png')
             rows.append(dict(file=f'images/{name}.png', split=split, captions=list(ds.captions[i])))
     write_lines(folder/'captions.jsonl', rows)
-    return folder
-
-def photo_folder(folder, photos, unknown, n_train=300, n_test=100):
-    "Photos of a folder with captions that the encoder has not seen, by links, one caption of each training photo"
-    if (folder/'captions.jsonl').is_file(): return folder
-    folder.mkdir(parents=True)
-    for o in photos.iterdir():
-        if o.is_dir(): (folder/o.name).symlink_to(o.resolve())
-    rows = [json.loads(o) for o in (photos/'captions.jsonl').read_text(encoding='utf-8').splitlines()]
-    rng,kept = random.Random(0),[]
-    rng.shuffle(rows)
-    for split,n,m in (('train', n_train, 1), ('test', n_test, 5)):
-        of_split = [o for o in rows if o['split']==split and (split=='test' or o['file'] in unknown)]
-        kept += [dict(o, captions=o['captions'][:m]) for o in of_split[:n]]
-    write_lines(folder/'captions.jsonl', kept)
     return folder
 
 def weaken(folder, out, noise):
@@ -71,12 +57,26 @@ def other_folder(folder, seed, n_train=600, n_test=200):
     write_lines(folder/'captions.jsonl', rows)
     return folder
 
-def fresh_setups(work, encoders):
+def child_photos(work, photos):
+    "Photos of children with one caption each, and 600 without, and the recipe that `clipcap_init` writes for them with `pocket`"
+    from imitation_users import photo_user
+    if not (work/'children').is_dir():
+        photo_user(work, photos, n_train=150, n_test=100, plain=600, seed=71, name='children', theme=re.compile(r'\b(child|children|girl|girls|boy|boys|kid|kids)\b'))
+    recipe = work/'children.toml'
+    if not recipe.is_file(): init_recipe(work/'children', recipe)
+    return recipe
+
+def fresh_setups(work, encoders, photos=None):
     "Set-ups that nothing was chosen on: the boundary of the verdict was frozen before they were made"
     data,judge = other_folder(work/'other', 61),asset_path('toy-judge')
     found = {f'other-{k}': dict(data=str(data), encoder=f'open_clip:{encoders[k]}') for k in ('fair','weak','random')}
     found['other-second'] = dict(data=str(data), encoder=f'open_clip:{judge}', judge='toy')
-    return {k: load_config('scenes', **small, **o) for k,o in found.items()}
+    setups = {k: load_config('scenes', **small, **o) for k,o in found.items()}
+    if not photos: return setups
+    recipe,pocket = child_photos(work/'photos', photos),asset_path('pocket/encoder')
+    seen = dict(pocket=pocket) | {k: weaken(pocket, work/f'pocket-{k}', s) for k,s in dict(weak=.35, random=3.).items()}
+    mine = small | dict(n_pairs=0, n_dev_pairs=15)
+    return setups | {f'photos-{k}': load_config(recipe, **mine, encoder=f'open_clip:{o}') for k,o in seen.items()}
 
 # ---- one set-up
 
@@ -99,8 +99,7 @@ def foretold(cfg, file):
 @call_parse
 def main(
     work:Path=Path('check_verdicts'), # Folder for data, encoders and runs; what is there is used again
-    photos:Path=None, # Folder of photos with captions.jsonl (train, test), for the set-ups on photos
-    world:Path=None, # Folder of scripts/photo_world.py with encoder, judge and lm for them
+    photos:Path=None, # Folder of photos with captions.jsonl, for the fresh set-ups on photos
     only:str='', # Only set-ups whose name begins so
     runs_only:bool=False, # Train, and say nothing of verdicts
     done:bool=False, # Train nothing: only set-ups whose run is there
@@ -116,14 +115,7 @@ def main(
         for k,folder in encoders.items():
             if grey and k!='good': continue      # it is blind to these already
             setups[f'{domain}-{k}'] = load_config('scenes', **small, data=str(data), encoder=f'open_clip:{folder}')
-    if fresh: setups = fresh_setups(work, encoders)
-    elif photos and world:
-        R = set(read_json(world/'splits.json')['R'])
-        data = photo_folder(work/'photos', photos, R)
-        lm = dict(lm=str(world/'lm'), judge=f'open_clip:{world}/judge')
-        for k,s in dict(good=0, random=3.).items():
-            folder = weaken(world/'encoder', work/f'photo-{k}', s)
-            setups[f'photos-{k}'] = load_config('photos_small', **small, **lm, n_dev=0, data=str(data), encoder=f'open_clip:{folder}')
+    if fresh: setups = fresh_setups(work, encoders, photos)
     found = {}
     for name,cfg in setups.items():
         if not name.startswith(only) or done and not (work/'runs'/name/'scores.json').is_file(): continue

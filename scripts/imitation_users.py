@@ -89,7 +89,7 @@ def scene_user(folder, n=300, plain=2000, new=24, seed=4711):
 
 theme = re.compile(r'\b(dog|dogs|puppy|puppies)\b')
 
-def themed(photos, seed):
+def themed(photos, seed, theme):
     "Rows of photos with the theme's words in two captions or more: those that `pocket` has seen, and others"
     known = set(read_json(asset_path('pocket/encoder')/'trained_on.json')['ids'])
     rows = [json.loads(o) for o in (photos/'captions.jsonl').read_text(encoding='utf-8').splitlines()]
@@ -102,18 +102,18 @@ def plain_words(caption):
     "As somebody would type it: no capital, no space before the full stop"
     return re.sub(r' ?\.$', '', caption.strip()).lower()
 
-def photo_user(folder, photos, n_train=240, n_test=60, new=24, plain=2000, seed=4711, rename=True):
+def photo_user(folder, photos, n_train=240, n_test=60, new=24, plain=2000, seed=4711, rename=True, theme=theme, name='dogs'):
     "A folder of photos with one caption each and a split, the test unseen by `pocket`, and new ones beside it"
-    seen,unseen = themed(photos, seed)
-    data,fresh = folder/'dogs',folder/'new'
+    seen,unseen = themed(photos, seed, theme)
+    data,fresh = folder/name,folder/'new'
     for o in (data/'images', fresh): o.mkdir(parents=True, exist_ok=True)
     test,later,rest = unseen[:n_test],unseen[n_test:n_test+new],unseen[n_test+new:]
     train,others = seen[:n_train],(seen[n_train:]+rest)[:plain]
     lines,rng = [],random.Random(f'caption {seed}')
     for k,(row,split) in enumerate([(o,'train') for o in train]+[(o,'test') for o in test]+[(o,'') for o in others]):
-        name = f'images/dog-{k:04}.jpg' if rename else f"images/{Path(row['file']).name}"
-        shutil.copyfile(photos/row['file'], data/name)
-        if split: lines.append(dict(file=name, split=split, captions=[plain_words(rng.choice(row['captions']))]))
+        file = f'images/{name}-{k:04}.jpg' if rename else f"images/{Path(row['file']).name}"
+        shutil.copyfile(photos/row['file'], data/file)
+        if split: lines.append(dict(file=file, split=split, captions=[plain_words(rng.choice(row['captions']))]))
     write_lines(data/'captions.jsonl', lines)
     for k,row in enumerate(later): shutil.copyfile(photos/row['file'], fresh/f'{k:02}.jpg')
     return data,fresh,dict(theme=theme.pattern, train=len(train), test=len(test), without=len(others), new=len(later),

@@ -690,7 +690,8 @@ def time_steps(
         step=run(2, lambda: train_supervised(model, pairs, batch_size=cfg.batch, n_steps=2)),
         write=run(len(x), lambda: sample(model, x, 1, seed=0, **longest)),
         text=run(len(x), lambda: encoder.encode_text([captions[0]]*len(x))))
-    stage2 = dict(batch_size=cfg.policy_batch, n_steps=1, labelled=pairs, **longest)
+    stage2 = dict(batch_size=cfg.policy_batch, n_steps=1, labelled=pairs,
+                  label_batch=cfg.label_batch, **longest)
     policy = dict(n_samples=cfg.policy_samples, micro_batch=cfg.policy_micro_batch)
     if kinds&{'stage2_policy','anchors_only','abstract','naive'}:
         reward = clip_reward(encoder)
@@ -704,7 +705,7 @@ def time_steps(
 def _expert_seconds(cfg, t, n):
     "Expert iteration on `n` photos: captions written, embedded, and learnt"
     pool = n*cfg.expert_samples+cfg.expert_null
-    labels = 1+32/cfg.batch if cfg.label_weight else 1
+    labels = 1+(cfg.label_batch or cfg.batch)/cfg.batch if cfg.label_weight else 1
     learn = cfg.expert_steps*t['step'].seconds*labels
     return cfg.expert_rounds*(pool*(t['write'].seconds+t['text'].seconds)+learn)
 

@@ -135,8 +135,9 @@ class TrainingConfig:
 # %% ../../nbs/appendix/config.ipynb #29f75ba6
 @dataclass
 class AnchorConfig:
-    "The setting that all routes share"
+    "The labelled pairs in stage 2, for all routes"
     label_weight:Weight=.5 # coefficient of the labelled pairs
+    label_batch:Count=32 # labelled pairs per step; 0: one for each photo of the batch
 
 # %% ../../nbs/appendix/config.ipynb #74a42827
 @dataclass

@@ -89,7 +89,8 @@ def _full(cfg, parts, model, **how):
 # %% ../../nbs/17_experiment.ipynb #a4a0c2c7
 def _stage2_arguments(cfg):
     "What every route of stage 2 is told"
-    return dict(label_weight=cfg.label_weight, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+    return dict(label_weight=cfg.label_weight, label_batch=cfg.label_batch,
+                max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
 
 def _label_lengths(cfg, parts):
     "Words of each labelled caption"

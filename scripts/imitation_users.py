@@ -1,6 +1,7 @@
 """Three imitation users go from a folder of photos to captions by the four commands alone: one with
 photos of a theme, one with drawn scenes in other colours, one who makes mistakes. `--help` says how.
 Nothing of theirs is kept but counts, minutes and scores."""
+import encodings.utf_8_sig # noqa: for forks of another user, who may not read this Python's folder
 import json, os, random, re, shutil, subprocess, sys, time
 from pathlib import Path
 import numpy as np
@@ -304,7 +305,7 @@ def mistakes(bin, folder, user=65534):
     note('captions typed later', *typed(folder, 'elsewhere/mine', 'shapes/captions-2.jsonl'), works=True, says='captions more')
     printed = re.search(r'clipcap_train .*', found[-1]['said'])[0].split()
     note('captions typed later, the command as it was printed', *printed, works=True, says='Written to')
-    note('captions typed a second time', *typed(folder, 'elsewhere/mine-more', 'shapes/captions-3.jsonl'), works=True, says='captions more')
+    note('captions typed a second time', *typed(folder, 'elsewhere/mine-2', 'shapes/captions-3.jsonl'), works=True, says='captions more')
     (folder/'shapes').rename(folder/'figures')
     note('the photos were moved', 'clipcap_label', 'elsewhere/mine', '--next', '3', says='shapes')
     note('the photos were moved', 'clipcap_train', 'shapes.toml', *sets, says='shapes')
@@ -321,7 +322,7 @@ def mistakes(bin, folder, user=65534):
         sep = ';' if ';' in text else ','
         rows = ToyScenes(30, 4712, n_captions=1).captions
         (data/'captions.csv').write_text(text+''.join(f'images/{i:05}.png{sep}{o[0]}\n' for i,o in enumerate(rows)), encoding='utf-8')
-        note(f'a table {name}', 'clipcap_init', data.name, works=True)
+        note(f'a table {name}', 'clipcap_init', data.name, works=bool(text), says='' if text else 'the first line names the columns')
     # 8) rights
     for o in (folder/'home', folder/'runs'): subprocess.run(['chmod', '-R', 'a+rwX', str(o)])
     small_folder(folder/'locked')
@@ -347,11 +348,6 @@ def commit():
         return subprocess.run(['git', '-C', Path(__file__).parent, *args], capture_output=True, text=True).stdout.strip()
     return git('rev-parse', '--short=12', 'HEAD')+('+' if git('status', '--porcelain', '-uno') else '')
 
-def sets(*pairs): return [x for o in pairs for x in ('--set', o)]
-
-quick_photos = sets('steps=60','batch=32','rows=stage1,stage2_expert','keep=stage2_expert',
-                    'expert_rounds=1','expert_steps=40','expert_samples=1','expert_null=200')
-quick_scenes = sets('policy_steps=150')
 
 @call_parse
 def main(
@@ -360,6 +356,7 @@ def main(
     work:Path=Path('imitation_users'), # Folder for data and runs, of which nothing is kept
     only:str='theme scenes mistakes', # Which users
     seed:int=4711, # Of photos, scenes and captions
+    budget:str='15m', # Time that training may take, as clipcap_train --budget has it
     looked:str='', # What was counted by eye, as theme=RIGHT,PARTLY,WRONG scenes=RIGHT,PARTLY,WRONG
     install:str='', # What the environment took, as WALL,CPU in minutes
     out:Path=Path('nbs/results/data/imitation_users.json'), # The account
@@ -372,13 +369,13 @@ def main(
     if 'scenes' in only:
         sh = Shell(bin, work/'scenes')
         if not (work/'scenes'/'shapes').is_dir(): scene_user(work/'scenes', seed=seed)
-        go(sh, 'shapes', work/'scenes'/'new', quick_scenes)
-        found['scenes'] = account(sh, work/'scenes'/'runs'/'shapes-seed0', settings=quick_scenes[1::2])
+        go(sh, 'shapes', work/'scenes'/'new', ('--budget', budget))
+        found['scenes'] = account(sh, work/'scenes'/'runs'/'shapes-seed0')
     if 'theme' in only and photos:
         sh = Shell(bin, work/'theme')
         if not (work/'theme'/'dogs').is_dir(): write_json(work/'theme'/'parts.json', photo_user(work/'theme', photos, seed=seed)[2])
-        go(sh, 'dogs', work/'theme'/'new', quick_photos)
-        found['theme'] = account(sh, work/'theme'/'runs'/'dogs-seed0', settings=quick_photos[1::2], data=read_json(work/'theme'/'parts.json'))
+        go(sh, 'dogs', work/'theme'/'new', ('--budget', budget))
+        found['theme'] = account(sh, work/'theme'/'runs'/'dogs-seed0', data=read_json(work/'theme'/'parts.json'))
     if 'mistakes' in only: found['mistakes'] = mistakes(bin, work/'mistakes')
     for o in looked.split():
         name,_,counts = o.partition('=')

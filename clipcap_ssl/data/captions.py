@@ -120,15 +120,20 @@ def _lines(table, path):
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
+def _between(text):
+    "What stands between the columns of a table: semicolons, if its first line has these alone"
+    first = text.partition('\n')[0]
+    return ';' if ';' in first and ',' not in first else ','
+
 def read_table(
-    path:Path, # .csv with commas or .tsv with tabs; the first line names the columns
+    path:Path, # .csv with commas or semicolons, .tsv with tabs; the first line names the columns
     prefix:str='', # put before every path
     split:str=None, # of rows that name none
 )->list[PhotoRow]:
     "Rows of `captions.csv`, `captions.tsv` or `metadata.csv`"
-    tabs = path.suffix=='.tsv'
-    text = io.StringIO(read_utf8(path), newline='')
-    table = csv.DictReader(text, delimiter='\t' if tabs else ',', strict=True)
+    text = read_utf8(path)
+    between = '\t' if path.suffix=='.tsv' else _between(text)
+    table = csv.DictReader(io.StringIO(text, newline=''), delimiter=between, strict=True)
     rows = []
     for found in _lines(table, path):
         where = f'{path.name}, line {table.line_num}'

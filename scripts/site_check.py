@@ -101,7 +101,9 @@ def requests(b, home):
 
 def set_shape(b, width, height, scheme):
     "A window of another size, of a reader who has not chosen colours yet."
-    if b.current_url.startswith('http'): b.execute_script('localStorage.clear()')
+    if b.current_url.startswith('http'):
+        b.execute_script('localStorage.clear()')
+        b.get('about:blank')                   # an open page would see the colours change, and remember its own
     b.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
     b.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=scheme)]))
 

@@ -283,11 +283,11 @@ def _trace(cfg, parts, kind, *, start):
 
 # %% ../../nbs/17_experiment.ipynb #fabe7f47
 def _dev_cider(cfg, parts, row):
-    "CIDEr of a captioner on the first dev photos; None without dev photos"
+    "A captioner's CIDEr of each of the first dev photos; None without dev photos"
     if not parts.dev: return None
     ids,x = parts.dev.ids[:100],parts.dev.x[:100]
     judge = CiderD({i:parts.dev.references[i] for i in ids}, cfg.tokenize)
-    return lambda model: float(judge(write_captions(cfg, row, model, x=x), ids).mean())
+    return lambda model: judge(write_captions(cfg, row, model, x=x), ids)
 
 def _live(cfg, parts, out, *, row, start, say=None):
     "The hook that writes the page of a run: one, or none"

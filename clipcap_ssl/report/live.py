@@ -28,6 +28,7 @@ class Look:
     captions:list[str] # of the fixed photos
     reward:float|None = None # mean of the steps since the last look
     cider:float|None = None # of captions of labelled photos that are kept apart
+    cider_error:float = 0. # its standard error over these photos
     repetition:float = field(init=False) # share of word pairs that came before in their caption
     length:float = field(init=False) # mean, words
     distinct:float = field(init=False) # different captions, as a share
@@ -41,6 +42,11 @@ class Look:
         self.distinct = len(set(self.captions))/max(len(self.captions), 1)
 
 # %% ../../nbs/appendix/live.ipynb #507d0f69
+def _fell(best, now):
+    "Is CIDEr a tenth below its best, and by more than two standard errors?"
+    by,error = best.cider-now.cider,math.hypot(best.cider_error, now.cider_error)
+    return by>.1*best.cider and by>2*error
+
 def rot(
     looks:Sequence[Look], # in the order of their steps
     fresh:bool=False, # did training begin with a captioner that had learnt nothing?
@@ -58,10 +64,10 @@ def rot(
     if len(last.captions)>=8 and last.distinct<=.25<first.distinct:
         n = round(last.distinct*len(last.captions))
         found.append(f'{len(last.captions)} photos get {n} different captions')
-    known = [o.cider for o in looks if o.cider is not None]
-    if len(known)>2 and max(known[-2:])<.9*max(known):
-        found.append(f'CIDEr on the photos kept apart fell to {known[-1]:.3f}, '
-                     f'from {max(known):.3f} at its best')
+    known = [o for o in looks if o.cider is not None]
+    if len(known)>2 and all(_fell(max(known, key=lambda o: o.cider), o) for o in known[-2:]):
+        found.append(f'CIDEr on the photos kept apart fell to {known[-1].cider:.3f}, '
+                     f'from {max(o.cider for o in known):.3f} at its best')
     if not found: return []
     seen = [o.reward for o in looks if o.reward is not None]
     if len(seen)>1 and seen[-1]>seen[0]:
@@ -75,6 +81,7 @@ class _Seen(TypedDict):
     captions:list[str]
     reward:FiniteFloat|None
     cider:FiniteFloat|None
+    cider_error:NotRequired[FiniteFloat]
     repetition:NotRequired[float]
     length:NotRequired[float]
     distinct:NotRequired[float]
@@ -91,7 +98,8 @@ class _LiveFile(TypedDict):
 
 def _look_of(seen):
     "A look, as it was read from a file"
-    return Look(**{k:seen[k] for k in ('step','captions','reward','cider')})
+    known = ('step','captions','reward','cider','cider_error')
+    return Look(**{k:seen[k] for k in known if k in seen})
 
 def _curve(points, name, looks=False):
     "A small plot as SVG; grey, so that it can be read on white and on black"
@@ -165,6 +173,11 @@ def live_page(
     return head + ''.join(_section(o, pictures) for o in rows) + '</html>\n' 
 
 # %% ../../nbs/appendix/live.ipynb #5bf9f402
+def _mean_and_error(values):
+    "The mean of some photos' scores, and its standard error"
+    n,values = len(values),np.asarray(values, float)
+    return float(values.mean()),float(values.std(ddof=1)/n**.5) if n>1 else 0.
+
 class Live:
     "A hook for `fit` that writes a page every so many steps"
     def __init__(self,
@@ -175,7 +188,7 @@ class Live:
         pictures:Sequence[str], # those photos, as data URIs
         every:int=25, # steps between looks
         n_steps:int=None, # steps in all, where known
-        cider:Callable=None, # captioner -> CIDEr on photos that are kept apart
+        cider:Callable=None, # captioner -> CIDEr of each photo that is kept apart
         fresh:bool=False, # does training begin with a captioner that has learnt nothing?
         pause:float=0., # seconds between looks, at least
         before:Sequence[dict]=(), # the log of earlier starts of the same training, from its first step
@@ -214,8 +227,8 @@ class Live:
     )->Look:
         "See what it says now, and write it down"
         reward = float(np.mean(self.since)) if self.since else None
-        score = self.cider(model) if self.cider else None
-        self.looks.append(Look(step, self.write(model), reward, score))
+        score = _mean_and_error(self.cider(model)) if self.cider else (None, 0.)
+        self.looks.append(Look(step, self.write(model), reward, *score))
         self.since = []
         write_json(self.folder/'live'/f'{self.row}.json', self._file())
         read = [read_document(p, _LiveFile) for p in sorted((self.folder/'live').glob('*.json'))]

@@ -18,11 +18,12 @@ def comparable(
     margin:float=.05, # share of its CIDEr that may be lost
     *,
     seed:int=0, # of the bootstrap
+    level:float=.95, # of the interval
 )->bool: # does the lower end of the paired interval stay above the loss allowed?
-    "Is CIDEr no worse than full supervision's by more than a margin, with 95 % confidence?"
+    "Is CIDEr surely no worse than full supervision's by more than a margin?"
     _,of_full,_ = _pair(a, full, 'cider')
     allowed = -margin*float(np.nanmean(of_full))
-    return compare(a, full, seed=seed).low > allowed
+    return compare(a, full, seed=seed, level=level).low > allowed
 
 # %% ../../nbs/12a_claims.ipynb #95db7ae0
 def _together(rows, metric):
@@ -61,6 +62,7 @@ def above_path(
     *,
     n:int=1000, # draws of the bootstrap
     seed:int=0, # of the draws
+    level:float=.95, # share of draws inside
 )->Interval: # of the captioner's P@1 minus the path's best at this CIDEr or a higher one
     "How much higher is P@1 than what guidance reaches without losing more CIDEr?"
     def above(*means):
@@ -68,7 +70,7 @@ def above_path(
         cider,p1 = np.split(np.stack([np.atleast_1d(o) for o in means]), 2)
         return (p1[0]-_best_on_path(cider[0], cider[1:], p1[1:])).squeeze()
     ciders,p1s = _together((a, *path), 'cider'),_together((a, *path), metric)
-    return interval_of(above, *ciders, *p1s, n=n, seed=seed)
+    return interval_of(above, *ciders, *p1s, n=n, seed=seed, level=level)
 
 # %% ../../nbs/12a_claims.ipynb #cb765a4e
 def more_distinctive(
@@ -77,20 +79,23 @@ def more_distinctive(
     guided:Sequence[Scores|Sequence[Scores]], # full supervision, guided more and more
     *,
     metric:str='oracle_p_at_1_100', # or 'p_at_1_100', by a judge
-)->bool: # is it above both with 95 % confidence?
+    level:float=.95, # of the intervals
+)->bool: # is it surely above both?
     "Is P@1 of 100 above full supervision's, and above all that guiding it reaches?"
     if not guided:
         raise ValueError('Guided full supervision was not run: '
                          'without it nothing can be called more distinctive')
-    above_full = compare(a, full, metric).low>0
-    return above_full and above_path(a, [full, *guided], metric).low>0
+    above_full = compare(a, full, metric, level=level).low>0
+    return above_full and above_path(a, [full, *guided], metric, level=level).low>0
 
 # %% ../../nbs/12a_claims.ipynb #c778d69c
 def more_informative(
     a:Scores|Sequence[Scores], # a captioner
     full:Scores|Sequence[Scores], # full supervision, on the same images
     margin:float=.01, # of precision that may be lost
+    *,
+    level:float=.95, # of the intervals
 )->bool: # more is said that is true, and hardly more that is false
-    "Is recall higher, and precision at most a little lower, with 95 % confidence?"
-    tells_more = compare(a, full, 'recall').low>0
-    return tells_more and compare(a, full, 'precision').low>-margin
+    "Is recall surely higher, and precision at most a little lower?"
+    tells_more = compare(a, full, 'recall', level=level).low>0
+    return tells_more and compare(a, full, 'precision', level=level).low>-margin

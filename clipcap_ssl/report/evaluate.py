@@ -288,10 +288,11 @@ def compare(
     *,
     n:int=1000, # draws of the bootstrap
     seed:int=0, # of the draws
-)->Interval: # of `a` minus `b`, 95 %
+    level:float=.95, # share of draws inside
+)->Interval: # of `a` minus `b`
     "How much higher is `a` than `b` on the same images (and seeds)?"
     va,vb,_ = _pair(a, b, metric)
-    return paired_difference(va, vb, n=n, seed=seed)
+    return paired_difference(va, vb, n=n, seed=seed, level=level)
 
 # %% ../../nbs/12_evaluate.ipynb #6b3692c5
 class Meta(TypedDict):

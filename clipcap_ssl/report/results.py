@@ -7,13 +7,14 @@ __all__ = ['metric_labels', 'row_colours', 'Row', 'Results', 'same_seeds', 'not_
            'number', 'spread', 'count', 'on_seeds', 'seeds_in_words', 'provenance', 'results_table', 'seed_differences',
            'difference_table', 'name_pairs', 'listed', 'signs_in_words', 'leader_in_words', 'gap_table',
            'ratio_of_mean_gaps', 'guided_path', 'verdict', 'verdict_table', 'gap_in_words', 'verdict_in_words',
-           'path_at', 'placed_in_words', 'change_in_words', 'trace', 'turning_point', 'fallen', 'fall_in_words',
-           'falls_in_words', 'turning_table', 'best_of_n_divergence', 'at_divergence', 'training_steps', 'over_seconds',
-           'at_equal_cost', 'gains', 'efficiency_table', 'labels_needed', 'worth_in_words', 'attribute_precision',
-           'seen_and_said', 'rank_correlation', 'sight_in_words', 'gap_parts', 'choice_in_words',
-           'last_doubling_in_words', 'grid_state', 'readings_table', 'trials', 'best_trial_in_words', 'colour_of',
-           'draw_dots', 'draw_trade_off', 'zoom', 'draw_over', 'draw_costs', 'draw_foils', 'draw_curve', 'draw_gap',
-           'first_test_scenes', 'show_frames', 'film', 'draw_if']
+           'share_of_full', 'abstract_in_words', 'standing_table', 'flattery_in_words', 'held_share', 'path_at',
+           'placed_in_words', 'change_in_words', 'trace', 'turning_point', 'fallen', 'fall_in_words', 'falls_in_words',
+           'turning_table', 'best_of_n_divergence', 'at_divergence', 'training_steps', 'over_seconds', 'at_equal_cost',
+           'gains', 'efficiency_table', 'labels_needed', 'worth_in_words', 'attribute_precision', 'seen_and_said',
+           'rank_correlation', 'sight_in_words', 'gap_parts', 'choice_in_words', 'last_doubling_in_words', 'grid_state',
+           'readings_table', 'trials', 'best_trial_in_words', 'colour_of', 'draw_dots', 'draw_trade_off', 'zoom',
+           'draw_over', 'draw_costs', 'draw_foils', 'draw_curve', 'draw_gap', 'first_test_scenes', 'show_frames',
+           'film', 'draw_if']
 
 # %% ../../nbs/appendix/results.ipynb #6b4d37cd
 from collections.abc import Callable, Sequence
@@ -24,11 +25,12 @@ from typing_extensions import NotRequired, Required, TypedDict
 from ..data.scenes import Scene, ToyScenes
 from ..documents import checked, read_document, read_toml
 from ..figures import palette, show_captions
-from ..metrics.intervals import Interval, bootstrap_ci
+from ..metrics.intervals import Interval, bootstrap_ci, interval_of
 from ..metrics.oracle import wrong_words
 from .claims import above_path, comparable, gap_closed
 from .claims import more_distinctive, more_informative
-from .evaluate import Meta, ResultFile, Scores, compare, load_scores, table
+from .evaluate import Meta, ResultFile, Scores, _pair, compare, load_scores
+from .evaluate import table
 
 # %% ../../nbs/appendix/results.ipynb #1b78f0fc
 class Row(list):
@@ -414,16 +416,18 @@ def verdict(
     a:Row, # a captioner
     rows:dict[str,Row], # with 'full', and with full supervision guided more and more
     metric:str='oracle_p_at_1_100', # the P@1 that counts
+    level:float=.95, # of the intervals
 )->dict[str,Interval|bool|None]: # None for what cannot be said
     "Is a captioner comparable, more distinctive, more informative than full supervision?"
-    full,guided = rows['full'],[rows[r] for r in guided_path(rows)]
-    out = {'CIDEr': compare(a, full), 'comparable': comparable(a, full)}
-    out['P@1 of 100'] = compare(a, full, metric)
-    out['P@1 above guided'] = above_path(a, [full, *guided], metric) if guided else None
-    out['more distinctive'] = bool(guided) and more_distinctive(a, full, guided, metric=metric)
+    full,guided,how = rows['full'],[rows[r] for r in guided_path(rows)],dict(level=level)
+    out = {'CIDEr': compare(a, full, **how), 'comparable': comparable(a, full, **how)}
+    out['P@1 of 100'] = compare(a, full, metric, **how)
+    out['P@1 above guided'] = above_path(a, [full, *guided], metric, **how) if guided else None
+    out['more distinctive'] = bool(guided) and more_distinctive(a, full, guided, metric=metric,
+                                                               **how)
     if 'recall' in full[0].each:
-        out |= {'recall': compare(a, full, 'recall'), 'precision': compare(a, full, 'precision'),
-                'more informative': more_informative(a, full)}
+        out |= {k: compare(a, full, k, **how) for k in ('recall','precision')}
+        out['more informative'] = more_informative(a, full, **how)
     return out
 
 def verdict_table(
@@ -477,6 +481,124 @@ def verdict_in_words(
         bar = f"{'to' if word=='comparable' else 'than'} full supervision"
         lines.append((len(yes), f'- *{word}* {bar}: {text}. `{best}` differs by {numbers}.'))
     return '\n'.join(o for _,o in sorted(lines, key=lambda o: o[0]))
+
+# %% ../../nbs/appendix/results.ipynb #0f82cf53
+_strict = 1-.05/3 # three words were tried
+
+def share_of_full(
+    a:Row, # a captioner
+    full:Row, # full supervision, on the same images
+    metric:str='cider', # a score that is a mean over images
+)->Interval: # 1: as much as full supervision
+    "A score as a share of full supervision's"
+    va,vf,_ = _pair(a, full, metric)
+    return interval_of(lambda a, f: a/f, va, vf)
+
+def _shown(rows, names, word, metric):
+    "Which rows a word holds for after the correction, and which at 95 % alone"
+    def holds(level): return [r for r in names if verdict(rows[r], rows, metric, level).get(word)]
+    sure = holds(_strict)
+    return sure,[r for r in holds(.95) if r not in sure]
+
+def _carries(rows, names, metric):
+    "Which second stage gains most over stage 1, and what the others add to it"
+    gain = {r:compare(rows[r], rows['stage1']) for r in names}
+    from_stage1 = [r for r in names if r=='stage2_expert'] or list(names)
+    first = max(from_stage1, key=lambda r: gain[r].mean)
+    said = f'`{first}` gains {spread(gain[first], signed=True)} in CIDEr over stage 1.'
+    for r in names:
+        if r==first: continue
+        adds = [f"{spread(compare(rows[r], rows[first], m), m, signed=True)} in {label_of(m)}"
+                for m in ('cider', metric)]
+        said += f' `{r}` goes on from it, by {listed(adds)}.'
+    return said
+
+def abstract_in_words(
+    rows:dict[str,Row], # by name, with 'stage1' and 'full'
+    names:Sequence[str], # second stages
+    metric:str='oracle_p_at_1_100', # the P@1 that counts
+)->str: # Markdown, five lines
+    "The claims of the abstract, a sentence each, and which route carries them"
+    names = [r for r in names if rows.get(r)]
+    if not names: return '*Not yet run.*'
+    full,lines = rows['full'],[]
+    best = max(names, key=lambda r: rows[r].mean('cider'))
+    share = spread(share_of_full(rows[best], full), 'share')
+    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's, "
+                          'and the word asks for 95 % at least.'}
+    tell = max(names, key=lambda r: rows[r].mean(metric))
+    what['more distinctive'] = (f'`{tell}` differs by '
+        f'{spread(compare(rows[tell], full, metric), metric, signed=True)} in {label_of(metric)}.')
+    if 'recall' in full[0].each:
+        told = max(names, key=lambda r: rows[r].mean('recall'))
+        more = [f'{spread(compare(rows[told], full, k), k, signed=True)} in {k}'
+                for k in ('recall','precision')]
+        what['more informative'] = f'`{told}` differs by {listed(more)}.'
+    for word,numbers in what.items():
+        sure,nearly = _shown(rows, names, word, metric)
+        said = f"shown** for {listed(f'`{r}`' for r in sure)}" if sure else 'not shown**'
+        if nearly:
+            those = listed(f'`{r}`' for r in nearly)
+            said += f' (at 95 % alone, not after the correction: {those})'
+        lines.append(f'- *{word[0].upper()+word[1:]}*: **{said}. {numbers}')
+    if 'recall' not in full[0].each:
+        lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
+                     'a photo shows.')
+    lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')
+    lines.append(f'- *Which route carries it?* {_carries(rows, names, metric)}')
+    return '\n'.join(lines)
+
+def standing_table(
+    rows:dict[str,Row], # by name, with 'stage1' and 'full'
+    names:Sequence[str], # whom to place
+    metric:str='oracle_p_at_1_100', # the P@1 that counts
+)->str: # Markdown
+    "Rows beside full supervision: share of its CIDEr, differences, and share of the gap last"
+    full,lines = rows['full'],{}
+    scores = ['cider', metric, *(k for k in ('recall','precision') if k in full[0].each)]
+    for r in names:
+        if not rows.get(r): continue
+        share = share_of_full(rows[r], full)
+        lines[r] = {"CIDEr, share of full's": spread(share, 'share', small=True)}
+        for m in scores:
+            d = compare(rows[r], full, m)
+            lines[r][f'{label_of(m)}, minus full'] = spread(d, m, signed=True, small=True)
+        gap = gap_closed(rows[r], rows['stage1'], full)
+        lines[r]['share of the gap in CIDEr'] = spread(gap, 'share', small=True)
+    return table(lines)
+
+def flattery_in_words(
+    rows:dict[str,Row], # by name, on scenes, with people
+    name:str, # a second stage
+)->str:
+    "By how much a neural judge and the truth put a row above people"
+    if not (rows.get(name) and rows.get('human')) or 'p_at_1_100' not in rows[name][0].each:
+        return '*Not yet run.*'
+    both = ('p_at_1_100','oracle_p_at_1_100')
+    judge,truth = (compare(rows[name], rows['human'], m) for m in both)
+    return (f'On scenes, where the truth is known, the judge puts `{name}` '
+            f'{spread(judge, signed=True)} from people in P@1, and the scene graph '
+            f'{spread(truth, signed=True)}.')
+
+def held_share(
+    a:Row, # a captioner, with several seeds
+    b:Row, # another, on the same images
+    metric:str='cider', # a score that is a mean over images
+    *,
+    n_sets:int=200, # worlds that are drawn
+)->float: # 0 to 1; .95 is what a 95 % interval promises
+    "How often our interval holds the truth in worlds whose seeds and images differ as much as here"
+    va,vb,_ = _pair(a, b, metric)
+    d = np.atleast_2d(va-vb)
+    n_seeds,n = d.shape
+    image = float(np.nanmean(np.nanvar(d, axis=1, ddof=1)))
+    seed = max(float(np.nanvar(np.nanmean(d, axis=1), ddof=1))-image/n, 0.)
+    rng,held = np.random.default_rng(0),0
+    for k in range(n_sets):
+        v = rng.normal(0, seed**.5, (n_seeds,1))+rng.normal(0, image**.5, (n_seeds,n))
+        low,high = bootstrap_ci(v, n=300, seed=k)
+        held += low<0<high
+    return held/n_sets
 
 # %% ../../nbs/appendix/results.ipynb #0e99a930
 def path_at(

@@ -576,7 +576,7 @@ def encoder_sight(
     return Sight(len(read), block, *retrieved, _mean_of(won), n_foils=len(flat), seconds=seconds)
 
 # %% ../../nbs/appendix/check.ipynb #142ad938
-_boundary = 3 # times chance: R@1 above which stage 2 helped in the set-ups
+_boundary = 3 # times chance: R@1 above which we say 'likely'
 
 def _percent(o): return f'{100*o.mean:.0f} % ({100*o.low:.0f} to {100*o.high:.0f})'
 

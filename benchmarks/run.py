@@ -130,11 +130,12 @@ def stage2(p):
     model.__dict__['_encoder'] = p.encoder
     reward,seeds = clip_reward(p.encoder),itertools.count()
     def ours():
-        train_policy(model, p.x[:b], reward, n_steps=1, batch_size=b, n_samples=5, lr=1e-6,
+        "Three steps, among which the copy of the reference and the optimiser's first step are shared"
+        train_policy(model, p.x[:b], reward, n_steps=3, batch_size=b, n_samples=5, lr=1e-6,
                      lr_lm=1e-6, label_weight=0, max_new_tokens=p.n_tokens, seed=next(seeds))
     return {'one by one': (lambda: policy_one_by_one(parts, opt, p.x[:1], n_tokens=p.n_tokens), 1),
             'batched': (lambda: policy_batched(parts, opt, p.x[:b], n_tokens=p.n_tokens), b),
-            'ours': (ours, b)}
+            'ours': (ours, 3*b)}
 
 def decoding(p, ours, n, plain, plain_name):
     "Variants of a decoder"

@@ -16,6 +16,7 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.update(TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
 import multiprocessing, platform, statistics, subprocess, tempfile, threading, time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import Param, call_parse
@@ -195,8 +196,9 @@ def photos(source, manifest, folder):
 # ---- all
 
 def alone(call, *args, **kwargs):
-    "Call a function in a new process"
-    with multiprocessing.get_context('spawn').Pool(1) as pool: return pool.apply(call, args, kwargs)
+    "Call a function in a new process, which may have processes of its own"
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(call, *args, **kwargs).result()
 
 def synthetic_part(rows, seed, folder):
     "Times and memory of a tenth of the rows, thrice, and of all"

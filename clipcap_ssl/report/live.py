@@ -103,23 +103,22 @@ def _look_of(seen):
 
 def _curve(points, name, looks=False):
     "A small plot as SVG; grey, so that it can be read on white and on black"
-    import matplotlib.pyplot as plt
-    with plt.rc_context({'svg.hashsalt': 'live', 'svg.fonttype': 'none'}):
-        fig,ax = plt.subplots(figsize=(2.7,1.6))
-        try:
-            steps,values = zip(*points)
-            ax.plot(steps, values, 'o-' if looks else '-', ms=3, lw=1.2, color='#3b82c4')
-            ax.set_title(name, fontsize=9, color='#888')
-            ax.tick_params(labelsize=7, colors='#888')
-            for side,spine in ax.spines.items():
-                spine.set_visible(side in ('left','bottom'))
-                spine.set_color('#888')
-            ax.patch.set_alpha(0)
-            with io.BytesIO() as f:
-                fig.savefig(f, format='svg', transparent=True, bbox_inches='tight',
-                            metadata=dict(Date=None))
-                svg = f.getvalue().decode()
-        finally: plt.close(fig)
+    from matplotlib import rc_context         # not pyplot, whose state is that of the user's notebook
+    from matplotlib.figure import Figure
+    with rc_context({'svg.hashsalt': 'live', 'svg.fonttype': 'none'}):
+        fig = Figure(figsize=(2.7,1.6))
+        ax,(steps,values) = fig.subplots(),zip(*points)
+        ax.plot(steps, values, 'o-' if looks else '-', ms=3, lw=1.2, color='#3b82c4')
+        ax.set_title(name, fontsize=9, color='#888')
+        ax.tick_params(labelsize=7, colors='#888')
+        for side,spine in ax.spines.items():
+            spine.set_visible(side in ('left','bottom'))
+            spine.set_color('#888')
+        ax.patch.set_alpha(0)
+        with io.BytesIO() as f:
+            fig.savefig(f, format='svg', transparent=True, bbox_inches='tight',
+                        metadata=dict(Date=None))
+            svg = f.getvalue().decode()
     svg = svg[svg.index('<svg'):].replace('<svg ', f'<svg role="img" aria-label="{name}" ', 1)
     return f'<span class="curve">{svg}</span>'
 

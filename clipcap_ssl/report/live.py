@@ -103,7 +103,7 @@ def _look_of(seen):
 
 def _curve(points, name, looks=False):
     "A small plot as SVG; grey, so that it can be read on white and on black"
-    from matplotlib import rc_context         # not pyplot, whose state is that of the user's notebook
+    from matplotlib import rc_context         # not pyplot, whose state is the notebook's
     from matplotlib.figure import Figure
     with rc_context({'svg.hashsalt': 'live', 'svg.fonttype': 'none'}):
         fig = Figure(figsize=(2.7,1.6))

@@ -7,7 +7,7 @@ __all__ = ['metric_labels', 'row_colours', 'Row', 'Results', 'same_seeds', 'not_
            'number', 'spread', 'count', 'on_seeds', 'seeds_in_words', 'provenance', 'results_table', 'seed_differences',
            'difference_table', 'name_pairs', 'listed', 'signs_in_words', 'leader_in_words', 'gap_table',
            'ratio_of_mean_gaps', 'guided_path', 'verdict', 'verdict_table', 'gap_in_words', 'share_of_full',
-           'abstract_in_words', 'standing_table', 'flattery_in_words', 'held_share', 'path_at', 'placed_in_words',
+           'standing_table', 'abstract_in_words', 'flattery_in_words', 'held_share', 'path_at', 'placed_in_words',
            'change_in_words', 'trace', 'turning_point', 'fallen', 'fall_in_words', 'falls_in_words', 'turning_table',
            'best_of_n_divergence', 'at_divergence', 'training_steps', 'over_seconds', 'at_equal_cost', 'gains',
            'efficiency_table', 'labels_needed', 'worth_in_words', 'attribute_precision', 'seen_and_said',
@@ -469,7 +469,7 @@ def gap_in_words(
     return (f"By mean CIDEr the best second stage is `{best}`. It closes {spread(gap, 'share')} of "
             f'the gap in CIDEr; the bar of {bar:.0%} that was set beforehand {where}.')
 
-# %% ../../nbs/appendix/results.ipynb #0f82cf53
+# %% ../../nbs/appendix/results.ipynb #84cb8736
 def share_of_full(
     a:Row, # a captioner
     full:Row, # full supervision, on the same images
@@ -478,63 +478,6 @@ def share_of_full(
     "A score as a share of full supervision's"
     va,vf,_ = _pair(a, full, metric)
     return interval_of(lambda a, f: a/f, va, vf)
-
-def _shown(rows, names, word, metric):
-    "Which rows a word holds for after the correction, and which at 95 % alone"
-    def holds(level): return [r for r in names if verdict(rows[r], rows, metric, level).get(word)]
-    sure = holds(_strict)
-    return sure,[r for r in holds(.95) if r not in sure]
-
-def _carries(rows, names, metric):
-    "What the first second stage gains over stage 1, and how those that start from it differ"
-    first,*others = names
-    gain = spread(compare(rows[first], rows['stage1']), signed=True)
-    said = f'`{first}` gains {gain} in CIDEr over stage 1.'
-    for r in others:
-        by = [f"{spread(compare(rows[r], rows[first], m), m, signed=True)} in {label_of(m)}"
-              for m in ('cider', metric)]
-        said += f' `{r}`, which starts from `{first}`, differs from it by {listed(by)}.'
-    return said
-
-def abstract_in_words(
-    rows:dict[str,Row], # by name, with 'stage1' and 'full'
-    names:Sequence[str], # second stages; all others start from the first
-    metric:str='oracle_p_at_1_100', # the P@1 that counts
-)->str: # Markdown, five lines
-    "The claims of the abstract, a sentence each, and which route carries them"
-    names = [r for r in names if rows.get(r)]
-    if not names: return '*Not yet run.*'
-    full,lines = rows['full'],[]
-    best = max(names, key=lambda r: rows[r].mean('cider'))
-    share = spread(share_of_full(rows[best], full), 'share')
-    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's. "
-                          'The word asks that the lower end be above 95 %.'}
-    tell = max(names, key=lambda r: rows[r].mean(metric))
-    apart = spread(compare(rows[tell], full, metric), metric, signed=True)
-    guided = verdict(rows[tell], rows, metric)['P@1 above guided']
-    beside = '' if guided is None else (f', and by {spread(guided, signed=True)} from the best '
-                                        'that guided decoding of full supervision reaches')
-    what['more distinctive'] = (f'`{tell}` differs by {apart} from full supervision in '
-                                f'{label_of(metric)}{beside}. The word asks for both.')
-    if 'recall' in full[0].each:
-        told = max(names, key=lambda r: rows[r].mean('recall'))
-        more = [f'{spread(compare(rows[told], full, k), k, signed=True)} in {k}'
-                for k in ('recall','precision')]
-        what['more informative'] = (f'`{told}` differs by {listed(more)}. '
-                                    'Precision may fall by less than .010.')
-    for word,numbers in what.items():
-        sure,nearly = _shown(rows, names, word, metric)
-        said = f"shown** for {listed(f'`{r}`' for r in sure)}" if sure else 'not shown**'
-        if nearly:
-            those = listed(f'`{r}`' for r in nearly)
-            said += f' (at 95 % alone, not after the correction: {those})'
-        lines.append(f'- *{word[0].upper()+word[1:]}*: **{said}. {numbers}')
-    if 'recall' not in full[0].each:
-        lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
-                     'a photo shows.')
-    lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')
-    lines.append(f'- *Which route carries it?* {_carries(rows, names, metric)}')
-    return '\n'.join(lines)
 
 def standing_table(
     rows:dict[str,Row], # by name, with 'stage1' and 'full'
@@ -555,6 +498,71 @@ def standing_table(
         lines[r]['share of the gap in CIDEr'] = spread(gap, 'share', small=True)
     return table(lines)
 
+# %% ../../nbs/appendix/results.ipynb #9114c429
+def _shown(rows, names, word, metric):
+    "Which rows a word holds for after the correction, and which at 95 % alone"
+    def holds(level): return [r for r in names if verdict(rows[r], rows, metric, level).get(word)]
+    sure = holds(_strict)
+    return sure,[r for r in holds(.95) if r not in sure]
+
+def _carries(rows, names, metric):
+    "What the first second stage gains over stage 1, and how those that start from it differ"
+    first,*others = names
+    gain = spread(compare(rows[first], rows['stage1']), signed=True)
+    said = f'`{first}` gains {gain} in CIDEr over stage 1.'
+    for r in others:
+        by = [f"{spread(compare(rows[r], rows[first], m), m, signed=True)} in {label_of(m)}"
+              for m in ('cider', metric)]
+        said += f' `{r}`, which starts from `{first}`, differs from it by {listed(by)}.'
+    return said
+
+def _numbers(rows, names, metric):
+    "Word of the abstract -> the numbers that it is decided by, in words"
+    full = rows['full']
+    best = max(names, key=lambda r: rows[r].mean('cider'))
+    share = spread(share_of_full(rows[best], full), 'share')
+    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's. "
+                          'The word asks that the lower end be above 95 %.'}
+    tell = max(names, key=lambda r: rows[r].mean(metric))
+    apart = spread(compare(rows[tell], full, metric), metric, signed=True)
+    guided = verdict(rows[tell], rows, metric)['P@1 above guided']
+    beside = '' if guided is None else (f', and by {spread(guided, signed=True)} from the best '
+                                        'that guided decoding of full supervision reaches')
+    what['more distinctive'] = (f'`{tell}` differs by {apart} from full supervision in '
+                                f'{label_of(metric)}{beside}. The word asks for both.')
+    if 'recall' in full[0].each:
+        told = max(names, key=lambda r: rows[r].mean('recall'))
+        more = [f'{spread(compare(rows[told], full, k), k, signed=True)} in {k}'
+                for k in ('recall','precision')]
+        what['more informative'] = (f'`{told}` differs by {listed(more)}. '
+                                    'Precision may fall by less than .010.')
+    return what
+
+# %% ../../nbs/appendix/results.ipynb #7fbd7da9
+def abstract_in_words(
+    rows:dict[str,Row], # by name, with 'stage1' and 'full'
+    names:Sequence[str], # second stages; all others start from the first
+    metric:str='oracle_p_at_1_100', # the P@1 that counts
+)->str: # Markdown, five lines
+    "The claims of the abstract, a sentence each, and which route carries them"
+    names = [r for r in names if rows.get(r)]
+    if not names: return '*Not yet run.*'
+    lines = []
+    for word,numbers in _numbers(rows, names, metric).items():
+        sure,nearly = _shown(rows, names, word, metric)
+        said = f"shown** for {listed(f'`{r}`' for r in sure)}" if sure else 'not shown**'
+        if nearly:
+            those = listed(f'`{r}`' for r in nearly)
+            said += f' (at 95 % alone, not after the correction: {those})'
+        lines.append(f'- *{word[0].upper()+word[1:]}*: **{said}. {numbers}')
+    if 'recall' not in rows['full'][0].each:
+        lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
+                     'a photo shows.')
+    lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')
+    lines.append(f'- *Which route carries it?* {_carries(rows, names, metric)}')
+    return '\n'.join(lines)
+
+# %% ../../nbs/appendix/results.ipynb #83dd04d8
 def flattery_in_words(
     rows:dict[str,Row], # by name, on scenes, with people
     name:str, # a second stage
@@ -571,6 +579,7 @@ def flattery_in_words(
             f"the judge puts `{name}` {said('p_at_1_100')}, "
             f"the scene graph {said('oracle_p_at_1_100')}. On photos we have only the judge.")
 
+# %% ../../nbs/appendix/results.ipynb #d9560115
 def held_share(
     a:Row, # a captioner, with several seeds
     b:Row, # another, on the same images

@@ -1,17 +1,18 @@
 """How often does the safety net bring stage 1's captioner back, and was it right? Drawn scenes, a random encoder, rewards
 that are made to be hacked, and healthy set-ups. Each run is written into one JSON file as soon as it is done, and is not
 done again."""
-import json, platform, shutil, subprocess, time
+import json, platform, time
 from pathlib import Path
 from unittest.mock import patch
 import numpy as np, torch
 from fastcore.script import call_parse
-from safetensors.torch import load_file, save_file
 from clipcap_ssl.core import asset_path, read_json, write_json
 from clipcap_ssl.metrics.intervals import paired_difference
 from clipcap_ssl.pipeline import experiment
 from clipcap_ssl.pipeline.config import load_config, saved_row
 from clipcap_ssl.report.live import Live
+from check_verdicts import weaken
+from grid import commit
 
 small = dict(n_train=400, n_test=120, n_dev=40, n_pairs=150, n_dev_pairs=20, steps=120, live=10, expert_rounds=1, expert_steps=80,
              expert_samples=2, expert_null=100, policy_from='stage1', policy_steps=60, policy_batch=16, policy_samples=4)
@@ -25,20 +26,9 @@ def pays_for_length(texts, x):
     "The words of a caption"
     return torch.tensor([float(len(t.split())) for t in texts]).view(len(x), -1)
 
-def random_encoder(folder):
-    "The scenes' encoder with noise of three times the spread of each matrix"
-    if (folder/'open_clip_model.safetensors').is_file(): return folder
-    shutil.copytree(asset_path('toy'), folder, ignore=shutil.ignore_patterns('*.safetensors', 'LICENSE', 'README.md', 'trained_on.json'))
-    g = torch.Generator().manual_seed(0)
-    state = load_file(asset_path('toy')/'open_clip_model.safetensors')
-    for k,v in state.items():
-        if v.ndim>1 and v.is_floating_point(): state[k] = (v.float()+3.*v.float().std()*torch.randn(v.shape, generator=g)).to(v.dtype)
-    save_file(state, folder/'open_clip_model.safetensors')
-    return folder
-
 def setups(work):
     "name -> (row, settings, reward of our own)"
-    blind = dict(encoder=f'open_clip:{random_encoder(work/"random")}')
+    blind = dict(encoder=f'open_clip:{weaken(asset_path("toy"), work/"random", 3.)}')
     expert,policy = 'stage2_expert','stage2_policy'
     return {
         'healthy, expert': (expert, {}, None),
@@ -74,12 +64,6 @@ def one(out, row, settings, reward, seed):
         difference={k:difference(out, row, k) for k in ('cider','precision','recall')},
         looks=[dict(step=o['step'], reward=o['reward'], cider=o['cider'], length=round(o['length'], 2), repetition=round(o['repetition'], 3), caption=o['captions'][0]) for o in looks][::4],
         cpu_seconds=round(time.process_time()-seconds, 1))
-
-def commit():
-    "The last commit of the notebooks that the package is made of, with a mark if they differ from it"
-    book = ['--','nbs',':!nbs/results']
-    def git(*args): return subprocess.run(['git', *args, *book], capture_output=True, text=True).stdout.strip()
-    return git('log', '-1', '--format=%h')+('-dirty' if git('status', '--porcelain') else '')
 
 @call_parse
 def main(

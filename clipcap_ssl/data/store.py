@@ -7,7 +7,7 @@ __all__ = ['Dtype', 'dtypes', 'Shard', 'cut_shards', 'TarPhotos', 'tar_shards', 
            'find_features', 'stored_features', 'find_photos', 'clipcap_features']
 
 # %% ../../nbs/appendix/store.ipynb #84e07e6c
-import hashlib, re, sys, tarfile, warnings
+import re, sys, tarfile, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,7 @@ from fastcore.script import Param, call_parse
 from typing import Annotated, Literal, get_args
 from pydantic import Field, NonNegativeInt
 from typing_extensions import TypedDict
-from ..core import clear_asides, import_named, plainly, stoppable, to_stderr
+from ..core import clear_asides, file_hash, import_named, plainly, stoppable, to_stderr
 from ..core import write_json
 from .base import Captioned, CaptionFolder, subset
 from .captions import data_folder, read_beside, whole_text
@@ -163,10 +163,6 @@ class _Manifest(_Plan):
     checksum:str
     errors:dict[str,str]
 
-def _file_checksum(path):
-    "SHA-256 of a file, as `sha256sum` prints it"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _trouble(out, shard, plan):
     "Why a shard does not count as finished, in words; '' if it does. Its photos are not looked at"
     file,manifest = out/f'{shard.name}.safetensors',out/f'{shard.name}.json'
@@ -176,7 +172,7 @@ def _trouble(out, shard, plan):
     other = [k for k in ('encoder','grid','dtype','rows') if about[k]!=plan[k]]
     if other: return f'it is of another {other[0]}: {about[other[0]]}'
     if not file.is_file(): return 'its file is gone'
-    if _file_checksum(file)!=about['checksum']: return 'its file is damaged'
+    if file_hash(file)!=about['checksum']: return 'its file is damaged'
     return '' if about['source']==shard.source else 'its tar file has changed'
 
 # %% ../../nbs/appendix/store.ipynb #04b1c045
@@ -197,7 +193,7 @@ def _make(encoder, shard, out, *, plan, **how):
     errors = {o:str(e) for o,e in made.errors.items()} | getattr(photos, 'errors', {})
     x = made.features.x
     write_json(manifest, dict(plan, source=shard.source, count=len(x), shape=list(x.shape),
-                              checksum=_file_checksum(file), errors=errors))
+                              checksum=file_hash(file), errors=errors))
     # 4) what was done
     said = [f'{len(x):,} rows']
     if made.kept: said.append(f'{made.kept:,} of them kept')
@@ -306,7 +302,7 @@ def _open_store(out, check):
     rows,parts = [],[]
     for o in about['shards']:
         file = out/f"{o['name']}.safetensors"
-        if check and _file_checksum(file)!=o['checksum']:
+        if check and file_hash(file)!=o['checksum']:
             raise ValueError(f'{file} is not the file that was listed: run clipcap_features again')
         found,x = read_features(file, about['encoder'], **kind)
         rows += found

@@ -27,7 +27,8 @@ def dev_of_scenes(cfg, out, keep):
     captions = {f.stem: read_json(f)['dev'] for f in sorted((out/'rows').glob('*.json'))}
     if 'human' in cfg.rows: captions['human'] = human
     found = {row:evaluate(said, refs, scenes=graphs) for row,said in captions.items()}
-    each = {row:{k:[round(float(v), 3) for v in o.each[k]] for k in keep if k in o.each} for row,o in found.items()}
+    def number(v): return None if v!=v else round(float(v), 3)      # a caption that claims nothing has no precision
+    each = {row:{k:[number(v) for v in o.each[k]] for k in keep if k in o.each} for row,o in found.items()}
     return {row:{k:float(o[k]) for k in keep if k in o} for row,o in found.items()},each,captions
 
 

@@ -1,9 +1,10 @@
-"""Trials of the policy gradient on dev scenes, one after another in one process and one thread. Each trial is
-written into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
+"""Trials of stage 1, full supervision and the routes of stage 2 on dev scenes, one thread each. Every trial is written
+into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
 import copy, json, platform, subprocess, time, tomllib
 from pathlib import Path
 import torch
 from fastcore.script import call_parse
+from filelock import FileLock
 from clipcap_ssl.core import read_json, write_text
 from clipcap_ssl.data.base import references
 from clipcap_ssl.data.features import encode_dataset
@@ -16,6 +17,7 @@ from clipcap_ssl.report.evaluate import evaluate
 from clipcap_ssl.train.policy import copy_captioner
 
 columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
+from_nothing = ('stage1','full') # rows that do not start from stage 1
 
 
 def commit():
@@ -27,8 +29,8 @@ def commit():
 
 class Dev:
     "300 scenes that nothing else uses, and a hook for `fit` that scores them every 100 steps"
-    def __init__(self, encoder, every=100):
-        self.scenes,self.every = ToyScenes(300, 77_021),every
+    def __init__(self, cfg, encoder, every=100):
+        self.scenes,self.every = ToyScenes(300, 77_021, one_group=cfg.one_group),every
         self.x = encode_dataset(encoder, self.scenes).x
 
     def score(self, model, max_new_tokens):
@@ -58,44 +60,49 @@ def noise_of(log):
 
 
 def trial(cfg, row, parts, dev, stage1):
-    "Train one row from stage 1; what is written down of it"
-    model,began = copy_captioner(stage1),time.process_time()
+    "Train one row, from stage 1 unless it starts from nothing; what is written down of it"
+    model = experiment._new(cfg, parts) if row in from_nothing else copy_captioner(stage1)
+    began = time.process_time()
     look,looks,spent = dev.hook(cfg)
     log = experiment.row_training[row](cfg, parts, model, hooks=[look])
     seconds = time.process_time()-began-spent[0]
+    found = dict(dev=dev.score(model, cfg.max_new_tokens), looks=looks, cpu_seconds=round(seconds, 1))
+    if row not in ('stage2_policy','anchors_only'): return found
     tail = log[-25:]
     means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','kl','tokens') if k in tail[0]}
-    return dict(dev=dev.score(model, cfg.max_new_tokens), looks=looks, cpu_seconds=round(seconds, 1),
-                captions_sampled=cfg.policy_steps*cfg.policy_batch*cfg.policy_samples, end_of_log=means, noise=noise_of(log))
+    return found|dict(captions_sampled=cfg.policy_steps*cfg.policy_batch*cfg.policy_samples, end_of_log=means, noise=noise_of(log))
 
 
 @call_parse
 def main(
     grid:str='scripts/grids/policy.toml', # recipe, seeds, settings for all, a table of settings per variant
     out:str='nbs/results/data/trials-policy.json', # where trials are written
+    part:str='0/1', # which of the trials: '1/2' is the second of every two
 ):
-    "Run the trials of a grid that are not done yet. Example: OMP_NUM_THREADS=1 python scripts/policy_trials.py"
+    "Run the trials of a grid that are not done yet. Example: OMP_NUM_THREADS=1 python scripts/trials.py"
     torch.set_num_threads(1)
     conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
     out,version = Path(out),commit()
-    done = read_json(out) if out.is_file() else []
+    lock = FileLock(f'{out}.lock')
+    first,n_parts = map(int, part.split('/'))
+    def done(): return read_json(out) if out.is_file() else []
     def keep(name, seed, settings, found):
-        done.append(dict(trial=name, seed=seed, commit=version, settings=settings)|found|dict(
-            processor=platform.processor() or platform.machine(), torch=torch.__version__))
-        write_text(out, json.dumps(done, indent=1, ensure_ascii=False, allow_nan=False)+'\n')
+        new = dict(trial=name, seed=seed, commit=version, settings=settings)|found|dict(
+            processor=platform.processor() or platform.machine(), torch=torch.__version__)
+        with lock: write_text(out, json.dumps([*done(), new], indent=1, ensure_ascii=False, allow_nan=False)+'\n')
         print(name, found['dev'], found['cpu_seconds'], flush=True)
     for seed in conf['seeds']:
-        # 1) stage 1, from which every trial starts
+        # 1) stage 1, from which every route starts
         cfg = load_config(conf['recipe'], **conf['settings'], seed=seed)
         parts = prepare(cfg)
-        dev,stage1,began = Dev(parts.encoder),experiment._new(cfg, parts),time.process_time()
+        dev,stage1,began = Dev(cfg, parts.encoder),experiment._new(cfg, parts),time.process_time()
         experiment._stage1(cfg, parts, stage1)
         seconds = round(time.process_time()-began, 1)
-        names = {o['trial'] for o in done if o['seed']==seed}
-        if 'stage1' not in names:
+        names = {o['trial'] for o in done() if o['seed']==seed}
+        if 'stage1' not in names and first==0:
             keep('stage1', seed, {}, dict(dev=dev.score(stage1, cfg.max_new_tokens), cpu_seconds=seconds, captions_sampled=0))
         # 2) the trials
-        for name,own in conf['variants'].items():
+        for name,own in list(conf['variants'].items())[first::n_parts]:
             if name in names: continue
             own = copy.deepcopy(own)
             row = own.pop('row', 'stage2_policy')

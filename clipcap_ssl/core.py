@@ -411,6 +411,10 @@ class Stopped(KeyboardInterrupt):
     "Somebody asked this process to end; the message says how the work goes on"
     signal = signal.SIGINT
 
+_asked = []   # signals of each open `stoppable`, the innermost last
+
+def _in_main_thread(): return threading.current_thread() is threading.main_thread()
+
 @contextmanager
 def stoppable(
     how:str, # one line: what is kept, and how the work goes on
@@ -420,15 +424,16 @@ def stoppable(
     def stop(number, frame):
         seen.append(number)
         raise KeyboardInterrupt
-    is_main = threading.current_thread() is threading.main_thread()
-    asked = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    before = {o:signal.signal(o, stop) for o in asked if signal.getsignal(o)!=signal.SIG_IGN}
+    caught = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    before = {o:signal.signal(o, stop) for o in caught if signal.getsignal(o)!=signal.SIG_IGN}
+    if caught: _asked.append(seen)
     try: yield
     except KeyboardInterrupt:
         stopped = Stopped(how)
         stopped.signal = seen[0] if seen else signal.SIGINT
         raise stopped from None
     finally:
+        if caught: _asked.pop()
         for o,handler in before.items(): signal.signal(o, handler)
 
 # %% ../nbs/appendix/core.ipynb #644e8572
@@ -455,9 +460,15 @@ def progress(
 )->Iterable: # a bar of tqdm
     "`it` with a progress bar on stderr, or in a notebook"
     from tqdm.auto import tqdm
+    class Bar(tqdm):
+        "A bar that ends where somebody has asked for it"
+        def __iter__(self):
+            for o in super().__iter__():
+                if any(_asked) and _in_main_thread(): raise KeyboardInterrupt
+                yield o
     wait = 60 if in_notebook() else 0
-    return tqdm(it, desc=desc, total=total, leave=leave, delay=wait, mininterval=.5,
-                dynamic_ncols=True)
+    return Bar(it, desc=desc, total=total, leave=leave, delay=wait, mininterval=.5,
+               dynamic_ncols=True)
 
 # %% ../nbs/appendix/core.ipynb #858867a3
 _kept = []     # a declaration lives as long as its `Library` object

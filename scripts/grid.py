@@ -56,10 +56,11 @@ def one(recipe, settings, out, result, keep_each, version):
     return time.time()-start
 
 
-def jobs(grid, name, out, data, version):
+def jobs(grid, name, out, data, version, only_seeds):
     "(label, arguments of `one`) of what is not done yet"
     for variant,settings in grid['variants'].items():
         for seed in settings.pop('seeds', grid['seeds']):
+            if only_seeds and seed not in only_seeds: continue
             result = Path(data)/name/f'{variant}-seed{seed}.json'
             if result.is_file(): continue
             own = grid.get('settings', {}) | settings | {'seed': seed}
@@ -74,13 +75,14 @@ def main(
     data:str='nbs/results/data', # Folder of the results: GRID/VARIANT-seedN.json
     workers:int=2, # Experiments side by side, one thread each
     only:Param('Only these variants', str, nargs='*')=None,
+    seeds:Param('Only these of the seeds', int, nargs='*')=None,
     set:Param('A setting for all, as key=value; may be repeated', str, action='append')=None,
 ):
     "Run a grid of experiments. Example: python scripts/grid.py scripts/grids/main.toml"
     conf = tomllib.loads(Path(grid).read_text(encoding='utf-8'))
     conf['settings'] = conf.get('settings', {}) | dict(o.split('=', 1) for o in set or [])
     if only: conf['variants'] = {k:v for k,v in conf['variants'].items() if k in only}
-    todo = list(jobs(conf, Path(grid).stem, out, data, commit()))
+    todo = list(jobs(conf, Path(grid).stem, out, data, commit(), seeds))
     print(f'{len(todo)} experiments to do', flush=True)
     failed = 0
     pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'))

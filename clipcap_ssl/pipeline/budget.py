@@ -83,7 +83,8 @@ def fit_memory(
 
 # %% ../../nbs/appendix/budget.ipynb #d0a18e30
 _steps_of = dict(text_only='text_steps', stage1='steps', full='full_steps',
-    stage2_expert='expert_steps', reward_free='expert_steps', oracle_expert='expert_steps',
+    stage2_expert='expert_steps', reward_free='expert_steps', expert_own='expert_steps',
+    oracle_expert='expert_steps',
     full_stage2='expert_steps', stage2_policy='policy_steps', anchors_only='policy_steps',
     stage2_gumbel='gumbel_steps', abstract='abstract_steps', naive='naive_steps')
 step_settings = tuple(dict.fromkeys(_steps_of.values()))

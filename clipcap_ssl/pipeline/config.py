@@ -281,8 +281,8 @@ class Config(ControlConfig, NaiveConfig, AbstractConfig, FullConfig, RowsConfig,
 
 # %% ../../nbs/appendix/config.ipynb #a030713a
 row_names = ('parent', 'text_only', 'stage1', 'guided', 'best_of_n', 'stage2_expert', 'reward_free',
-             'oracle_expert', 'stage2_policy', 'anchors_only', 'stage2_gumbel', 'abstract',
-             'naive', 'full', 'full_guided', 'full_stage2', 'human')
+             'expert_own', 'oracle_expert', 'stage2_policy', 'anchors_only', 'stage2_gumbel',
+             'abstract', 'naive', 'full', 'full_guided', 'full_stage2', 'human')
 
 def row_start(
     cfg:Config, # the settings

@@ -202,7 +202,8 @@ def _naive(cfg, parts, model, **how):
 
 # %% ../../nbs/17_experiment.ipynb #f9396dc1
 row_training = dict(text_only=_text_only, stage1=_stage1, full=_full, stage2_expert=_expert,
-    reward_free=partial(_expert, reward_free=True), oracle_expert=_oracle_expert,
+    reward_free=partial(_expert, reward_free=True),
+    expert_own=partial(_expert, own_only=True), oracle_expert=_oracle_expert,
     full_stage2=_full_stage2, stage2_policy=_policy, anchors_only=_anchors_only,
     stage2_gumbel=_gumbel, abstract=_abstract, naive=_naive)
 

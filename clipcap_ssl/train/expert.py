@@ -106,7 +106,7 @@ def select_captions(
 @torch.no_grad()
 def length_bonus(
     score:Float[Tensor,'n m'], # of every caption of the pool for some images; a few hundred are enough
-    words:Float[Tensor,'m'], # length of each caption
+    words:Float[Tensor,'m'], # length of each caption, or 'n m' where every image has its own
     target:float, # mean length that the images' best captions should have, in the same unit
     *,
     most:float=8., # the bonus is sought between -most and most
@@ -115,7 +115,8 @@ def length_bonus(
     low, high = -most, most
     for _ in range(14):
         b = (low+high)/2
-        if words[(score+b*words).argmax(1)].mean()<target: low = b
+        first = (score+b*words).argmax(1, keepdim=True)
+        if words.expand_as(score).gather(1, first).mean()<target: low = b
         else: high = b
     return b
 
@@ -209,6 +210,27 @@ def _choose(pool, x, how):
     texts = [pool[j] for j in at.flatten().tolist()]
     return texts, dict(pool=len(pool), bonus=bonus, score=best.mean().item())
 
+# %% ../../nbs/15_expert.ipynb #6175b724
+def _choose_own(texts, x, how):
+    "The best of each image's own captions, `top` of each together, and numbers for the log"
+    x = pooled(x, how.encoder.dim)
+    n = len(texts)//len(x)
+    # 1) similarity, hub correction and prior
+    prior = _of_pool(partial(caption_prior, how.first), texts, x.device)
+    y = _of_pool(partial(embed_unique, how.encoder), texts, x.device)
+    bias = pool_bias(x, y, prior, scale=how.scale, prior_weight=how.prior_weight)
+    score = how.scale*(x[:,None]*y.unflatten(0, (-1,n))).sum(-1)+bias.unflatten(0, (-1,n))
+    # 2) length bonus
+    lengths = [float(len(ws)) for ws in split_words(texts, how.tokenize)]
+    words = torch.tensor(lengths, device=x.device).view_as(score)
+    bonus = length_bonus(score, words, how.target) if how.target else 0.
+    # 3) the best
+    best,at = (score+bonus*words).topk(min(how.top, n), dim=1)
+    at = at+n*torch.arange(len(x), device=x.device)[:,None]
+    kept = [texts[j] for j in at.flatten().tolist()]
+    return kept, dict(pool=len(set(texts)), bonus=bonus, score=best.mean().item())
+
+
 # %% ../../nbs/15_expert.ipynb #fc9906c3
 class _Later:
     "A hook, for steps that count on from `first`"
@@ -266,11 +288,15 @@ def _pool(model, x, n_samples, *, n_null, seed, max_new_tokens):
                                seed=seed+7919*ours, max_new_tokens=max_new_tokens)
     return texts if n==1 else list(dict.fromkeys(gathered(texts)))
 
-def _write_and_choose(model, x, how, *, reward_free, n_samples, n_null, **writing):
+def _own(model, x, n, *, seed, **writing):
+    "Captions of each image, written by all processes"
+    seed += 7919*accelerator_now().process_index
+    return gathered(sample(model, _our_rows(x), n, seed=seed, **writing).text)
+
+def _write_and_choose(model, x, how, *, reward_free, own_only, n_samples, n_null, **writing):
     "What a round learns from: captions, those of an image together, and numbers for the log"
-    if reward_free:
-        seed = writing.pop('seed')+7919*accelerator_now().process_index
-        return gathered(sample(model, _our_rows(x), how.top, seed=seed, **writing).text), {}
+    if reward_free: return _own(model, x, how.top, **writing), {}
+    if own_only: return _choose_own(_own(model, x, n_samples, **writing), x, how)
     pool = _pool(model, x, n_samples, n_null=n_null, **writing)
     return _choose(pool, x, how)
 
@@ -296,6 +322,7 @@ def train_expert(
     label_batch:int=32, # labelled pairs per step; 0: one for each pair of the batch
     max_new_tokens:int=24, # longest caption
     reward_free:bool=False, # the control: keep each image's own samples, unchosen
+    own_only:bool=False, # the other control: choose, but among each image's own samples
     judge:Callable=None, # texts -> similarities 'n m' in nats: somebody else chooses
     tokenize:str|Callable='unicode', # how words are counted: 'unicode', 'characters', or text -> words
     seed:int=0, # of samples and order
@@ -306,7 +333,7 @@ def train_expert(
     how = _Choice(first=frozen_copy(model), encoder=encoder, scale=scale or encoder.logit_scale,
                   prior_weight=prior_weight, target=target_words, top=top, judge=judge,
                   tokenize=tokenize)
-    written = dict(reward_free=reward_free, n_samples=n_samples, n_null=n_null,
+    written = dict(reward_free=reward_free, own_only=own_only, n_samples=n_samples, n_null=n_null,
                    max_new_tokens=max_new_tokens)
     first,kept = _begun(checkpoint)
     rows = list(kept['rows']) if kept else []

@@ -505,16 +505,21 @@ def _shown(rows, names, word, metric):
     sure = holds(_strict)
     return sure,[r for r in holds(.95) if r not in sure]
 
+def _start(row):
+    "The row that a second stage starts from"
+    return row.setting('policy_from') if row.name in ('stage2_policy','stage2_gumbel') else 'stage1'
+
 def _carries(rows, names, metric):
-    "What the first second stage gains over stage 1, and how those that start from it differ"
-    first,*others = names
-    gain = spread(compare(rows[first], rows['stage1']), signed=True)
-    said = f'`{first}` gains {gain} in CIDEr over stage 1.'
-    for r in others:
-        by = [f"{spread(compare(rows[r], rows[first], m), m, signed=True)} in {label_of(m)}"
-              for m in ('cider', metric)]
-        said += f' `{r}`, which starts from `{first}`, differs from it by {listed(by)}.'
-    return said
+    "What second stages gain over stage 1, or over the second stage that they start from"
+    said = []
+    for r in names:
+        start = _start(rows[r])
+        gain = {m:spread(compare(rows[r], rows[start], m), m, signed=True) for m in ('cider', metric)}
+        if start=='stage1': said.append(f"`{r}` gains {gain['cider']} in CIDEr over stage 1.")
+        else:
+            by = listed(f'{v} in {label_of(m)}' for m,v in gain.items())
+            said.append(f'`{r}`, which starts from `{start}`, differs from it by {by}.')
+    return ' '.join(said)
 
 def _numbers(rows, names, metric):
     "Word of the abstract -> the numbers that it is decided by, in words"
@@ -541,7 +546,7 @@ def _numbers(rows, names, metric):
 # %% ../../nbs/appendix/results.ipynb #7fbd7da9
 def abstract_in_words(
     rows:dict[str,Row], # by name, with 'stage1' and 'full'
-    names:Sequence[str], # second stages; all others start from the first
+    names:Sequence[str], # second stages
     metric:str='oracle_p_at_1_100', # the P@1 that counts
 )->str: # Markdown, five lines
     "The claims of the abstract, a sentence each, and which route carries them"

@@ -32,7 +32,7 @@ def dev_of_scenes(cfg, out, keep):
     return {row:{k:float(o[k]) for k in keep if k in o} for row,o in found.items()},each,captions
 
 
-def one(recipe, settings, out, result, keep_each, version):
+def one(recipe, settings, out, result, grid, version):
     "One experiment in a process of its own; its result as one JSON file"
     import torch
     from clipcap_ssl.pipeline.config import load_config
@@ -45,6 +45,10 @@ def one(recipe, settings, out, result, keep_each, version):
     found['meta']['commit'] = version
     found['meta']['wall_seconds'] = round(time.time()-start, 1)
     keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall')   # the pages' intervals
+    keep_each,n_captions = grid.get('each', False),grid.get('captions', 0)
+    if n_captions:
+        files = sorted((Path(out)/'rows').glob('*.json'))
+        found['captions'] = {f.stem:list(read_json(f)['captions'].values())[:n_captions] for f in files}
     if keep_each:
         each = read_json(Path(out)/'each.json')
         found['each'] = {r:{k:v for k,v in o.items() if k in keep} for r,o in each.items()}
@@ -64,8 +68,7 @@ def jobs(grid, name, out, data, version, only_seeds):
             result = Path(data)/name/f'{variant}-seed{seed}.json'
             if result.is_file(): continue
             own = grid.get('settings', {}) | settings | {'seed': seed}
-            folder,keep_each = Path(out)/name/result.stem,grid.get('each', False)
-            yield result.stem,(grid['recipe'], own, folder, result, keep_each, version)
+            yield result.stem,(grid['recipe'], own, Path(out)/name/result.stem, result, grid, version)
 
 
 @call_parse

@@ -125,6 +125,7 @@ class Results:
     def rows(self,
         where:str, # 'GRID/VARIANT'
         *others:str, # variants whose rows replace or join those of the first
+        **named:tuple[str,str], # label -> a variant and the row of it that joins under this label
     )->dict[str,Row]: # by name, people last; empty if the first has not been run
         "All rows of a variant; rows of other variants count only if they have all its seeds"
         seeds,out = list(self.paths(where)),{}
@@ -132,6 +133,9 @@ class Results:
             files = [self.load(p)[1] for s,p in self.paths(o).items() if s in seeds]
             if not files or len(files)<len(seeds): continue
             out |= {r:self.row(o, r, seeds) for r in files[0] if all(r in f for f in files)}
+        for label,(o,name) in named.items():
+            row = self.row(o, name, seeds)
+            if len(row)==len(seeds)>0: out[label] = row
         if 'human' in out: out['human'] = out.pop('human')
         return out
 

@@ -444,3 +444,5 @@ def clipcap_world(
     if quick: return print('These models are useless: make real ones without --quick')
     line = next_command(folder, out, **where)
     if line: print(f'\nNext: {line}')
+    elif len(made)==3:
+        to_stderr('Too few photos are left that none of these models knows, so no run can use them')

@@ -634,7 +634,7 @@ def quick_recipe(
     return {k:o | (few if 'photos' in o else {}) | (short if 'steps' in o else {})
             for k,o in recipe.items()}
 
-# %% ../../nbs/appendix/photo_world.ipynb #b5276b2a
+# %% ../../nbs/appendix/photo_world.ipynb #5a1ab7cb
 def _take(ds, ids):
     "Photos by name"
     at = {o:i for i,o in enumerate(ds.ids)}
@@ -668,12 +668,12 @@ def _say_shared(eyes, rest, held, say):
     if len(eyes)==2 and len({o.hash for o in eyes.values()})==1:
         say(f"encoder and judge look through the same image network ({eyes['judge'].name}), so the "
             'judge is only half independent: --judge_backbone names another one')
-    for name,eye in eyes.items():
+    for eye in {o.hash:o for o in eyes.values()}.values():
         known = _seen_before(eye, [*rest, *held])
         if known:
-            say(f'the image network of the {name} ({eye.name}) has seen {len(known):,} of '
-                f'{len(rest)+len(held):,} photos that are left for experiments, first {known[0]}. '
-                f'Runs leave them out: take another one, such as an ImageNet classifier')
+            say(f'the image network {eye.name} has seen {len(known):,} of {len(rest)+len(held):,} '
+                f'photos that are left for experiments, first {known[0]}. Runs leave them out: '
+                'take another one, such as an ImageNet classifier')
 
 # %% ../../nbs/appendix/photo_world.ipynb #799e4cc0
 def _load_eyes(recipe, only):

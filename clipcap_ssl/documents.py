@@ -89,6 +89,7 @@ def _says(e):
     o = e.errors(include_url=False)[0]
     field = _field(o['loc'])
     if o['type']=='missing': return f'{field} is missing'
+    if o['type']=='extra_forbidden': return f'{field} is not known here'
     if o['type']=='value_error': return f"{field} {o['ctx']['error']}"
     return f"{field} {o['msg'].removeprefix('Input ')}, not {reprlib.repr(o['input'])}"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Features', 'Rows', 'join_rows', 'take_rows', 'OtherFeatures', 'read_features', 'Embedded', 'embed_to_file',
-           'encode_dataset', 'join_files']
+           'warn_unread', 'encode_dataset', 'join_files']
 
 # %% ../../nbs/appendix/features.ipynb #113d88e9
 import hashlib, json, warnings
@@ -321,8 +321,11 @@ def embed_to_file(
     return Embedded(features, errors, len(kept), again, changed)
 
 # %% ../../nbs/appendix/features.ipynb #f1b8e9f1
-def _report(errors, n):
-    "Warn of photos that could not be read"
+def warn_unread(
+    errors:dict, # name -> why the photo could not be read
+    n:int, # photos in all
+):
+    "Warn of photos that could not be read, if there are any"
     if not errors: return
     name,error = next(iter(errors.items()))
     warnings.warn(f'{len(errors)} of {n} photos could not be read and are left out, '
@@ -343,7 +346,7 @@ def encode_dataset(
     if cache: clear_asides(Path(cache).parent)
     how = dict(batch_size=batch_size, workers=workers, grid=grid, dtype=dtype, verify=verify)
     made = embed_to_file(encoder, ds, cache, keep=False, **how)
-    _report(made.errors, len(ds))
+    warn_unread(made.errors, len(ds))
     features = made.features
     if not len(features): raise ValueError('None of the photos could be read')
     if cache and made.changed:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['columns', 'clipcap_train', 'clipcap_demo', 'clipcap_eval', 'caption_page', 'caption_csv', 'clipcap_caption',
-           'clipcap_pretrain']
+           'clipcap_pretrain', 'clipcap_world']
 
 # %% ../../nbs/18_cli.ipynb #cbdeba77
 import csv as csv_module, importlib, io, math, sys
@@ -394,3 +394,55 @@ def clipcap_pretrain(
     done = build_world(read_toml(recipe_path(recipe)), out, only, device=known_device(device))
     for name,info in done.items():
         print(name, info['sha256'][:12], f"{info['seconds']} s", info.get('foils', ''))
+
+# %% ../../nbs/18_cli.ipynb #fd39c372
+@call_parse
+@plainly
+def clipcap_world(
+    folder:str, # Folder of photos and captions, as clipcap_train reads it
+    out:str=None, # Folder for encoder, judge and lm, where an interrupted command goes on; default: photo_world
+    *,
+    texts:str=None, # More sentences for the language model, one per line; none about photos that are not for training
+    recipe:str='photo_world', # A recipe file, or that of the package
+    only:str=None, # Make only this one: encoder, judge or lm
+    quick:bool=False, # A few photos and steps, to try the command; default folder: photo_world_quick
+    backbone:str=None, # Image network of the encoder: pocket, the folder of an encoder, or NAME=FILE.safetensors
+    judge_backbone:str=None, # The same of the judge; default: the recipe's
+    n_encoder:int=None, # Training photos for the encoder; default: half
+    n_judge:int=None, # Training photos for the judge; default: 23 %
+    manifest:str=None, # Read this file in the folder, whatever else is there
+    splits:str=None, # A file that says which photo is of which split, as clipcap_init writes it
+    seed:int=0, # Of the parts
+    device:str=None, # Where to train, such as cpu or cuda; default: the fastest there is
+):
+    """Make a small world of your photos, if you have no CLIP: an encoder, a judge and a language
+    model, in minutes and offline. The training photos are cut into disjoint parts, one for the
+    encoder, one for the judge and a rest, which runs use. Photos of the test are never opened. The
+    image network is frozen: that of pocket, which knows Flickr8k, or an ImageNet classifier of timm
+    as NAME=FILE.safetensors. Example: clipcap_world photos --texts sentences.txt"""
+    import torch
+    from clipcap_ssl.pipeline.config import recipe_path
+    from clipcap_ssl.pipeline.photo_world import build_photo_world, check_world_recipe
+    from clipcap_ssl.pipeline.photo_world import next_command, quick_recipe, read_sentences
+    from clipcap_ssl.pipeline.photo_world import world_lines
+    # 1) the settings
+    settings = check_world_recipe(read_toml(recipe_path(recipe)), recipe)
+    if quick: settings = quick_recipe(settings)
+    asked = dict(encoder=dict(photos=n_encoder, backbone=backbone),
+                 judge=dict(photos=n_judge, backbone=judge_backbone))
+    for name,given in asked.items():
+        settings[name] |= {k:v for k,v in given.items() if v is not None}
+    out = out or ('photo_world_quick' if quick else 'photo_world')
+    # 2) the models
+    where = dict(manifest=manifest or '', splits=splits or '')
+    made = build_photo_world(settings, folder, out, only, **where, seed=seed,
+                             texts=read_sentences(texts) if texts else (),
+                             device=known_device(device))
+    # 3) what came of it
+    print(*world_lines(made), sep='\n')
+    print(f"\nWritten to {out}: {', '.join(f'{o}/' for o in made)}, splits.json")
+    if quick: return print('These models are useless: make real ones without --quick')
+    line = next_command(folder, out, **where)
+    if line: print(f'\nNext: {line}')
+    elif len(made)==3:
+        to_stderr('Too few photos are left that none of these models knows, so no run can use them')

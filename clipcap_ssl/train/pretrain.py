@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hard_pairs', 'web_pairs', 'encoder_texts', 'scene_tokenizer', 'piece_tokenizer', 'new_encoder', 'contrastive_step',
-           'locked_step', 'take_eye', 'save_encoder', 'train_encoder', 'sentences', 'lm_sentences', 'lm_step',
+           'locked_step', 'take_eye', 'save_encoder', 'adamw', 'train_encoder', 'sentences', 'lm_sentences', 'lm_step',
            'train_lm', 'foil_report', 'shape_changed', 'foil_table', 'build_world']
 
 # %% ../../nbs/appendix/pretrain.ipynb #88bf65d0
@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from pydantic import AfterValidator, FiniteFloat, NonNegativeInt, PositiveInt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import trainers
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 from ..core import default_device, progress, set_seed, stoppable, whole_folder, write_json
@@ -76,6 +77,10 @@ def encoder_texts(
     return [text for variants in texts for text in variants]
 
 # %% ../../nbs/appendix/pretrain.ipynb #36573d0e
+def _ending():
+    "Ends a text with the end token"
+    return processors.TemplateProcessing(single='$A <eos>', special_tokens=[('<eos>', 2)])
+
 def scene_tokenizer(
     words:list[str], # the vocabulary
     end:bool=False, # end every text with the end token?
@@ -85,9 +90,7 @@ def scene_tokenizer(
     ids = {w:i for i,w in enumerate(specials+words)}
     tok = Tokenizer(models.WordLevel(ids, unk_token='<unk>'))
     tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if end:
-        ending = processors.TemplateProcessing(single='$A <eos>', special_tokens=[('<eos>', 2)])
-        tok.post_processor = ending
+    if end: tok.post_processor = _ending()
     names = dict(pad_token='<pad>', unk_token='<unk>', eos_token='<eos>')
     return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
 
@@ -95,17 +98,20 @@ def scene_tokenizer(
 def piece_tokenizer(
     texts:list[str], # what the pieces are learnt from
     n:int, # how many pieces
-)->PreTrainedTokenizerFast: # <pad> is 0, <unk> 1, <eos> 2; ends every text with the end token
+    *,
+    end:bool=True, # end every text with the end token?
+    normalizer:normalizers.Normalizer=None, # changes every text first
+)->PreTrainedTokenizerFast: # <pad> is 0, <unk> 1, <eos> 2
     "A tokenizer of frequent pieces of words, in transformers' format"
     specials = ['<pad>','<unk>','<eos>']
     tok = Tokenizer(models.BPE(unk_token='<unk>'))
+    if normalizer: tok.normalizer = normalizer
     tok.pre_tokenizer,tok.decoder = pre_tokenizers.Metaspace(),decoders.Metaspace()
     letters = list('abcdefghijklmnopqrstuvwxyz0123456789')
     trainer = trainers.BpeTrainer(vocab_size=n, special_tokens=specials, show_progress=False,
                                   initial_alphabet=letters)
     tok.train_from_iterator(texts, trainer)
-    ending = processors.TemplateProcessing(single='$A <eos>', special_tokens=[('<eos>', 2)])
-    tok.post_processor = ending
+    if end: tok.post_processor = _ending()
     names = dict(pad_token='<pad>', unk_token='<unk>', eos_token='<eos>')
     return PreTrainedTokenizerFast(tokenizer_object=tok, **names)
 
@@ -197,6 +203,18 @@ def save_encoder(
     return weights_hash(path)
 
 # %% ../../nbs/appendix/pretrain.ipynb #305e6b9c
+def adamw(
+    model:torch.nn.Module, # whose parameters are trained, those that are not frozen
+    lr:float, # learning rate
+    wd:float, # weight decay of matrices; vectors and single numbers have none
+)->torch.optim.AdamW:
+    "AdamW with weight decay on matrices alone"
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learnt if p.ndim>1]
+    others = [p for p in learnt if p.ndim<=1]
+    groups = [dict(params=matrices, weight_decay=wd), dict(params=others, weight_decay=0.)]
+    return torch.optim.AdamW(groups, lr=lr)
+
 def _text_tokenizer(cfg, texts):
     "The text tower's tokenizer: words, or as many pieces as the recipe asks for"
     if n := cfg.get('pieces'):
@@ -223,14 +241,9 @@ def train_encoder(
     same = dict(padding='max_length', truncation=True, return_tensors='pt',
                 max_length=cfg['model']['text_cfg']['context_length'])
     tokens = [tok([variants[j] for variants in texts], **same).input_ids for j in range(4)]
-    # 3) weight decay for matrices only
+    # 3) train
     eye = take_eye(model, cfg['eye'], pixels) if 'eye' in cfg else None
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learnt if p.ndim>1]
-    others = [p for p in learnt if p.ndim<=1]
-    groups = [dict(params=matrices, weight_decay=cfg['wd']), dict(params=others, weight_decay=0.)]
-    opt = torch.optim.AdamW(groups, lr=cfg['lr'])
-    # 4) train
+    opt = adamw(model, cfg['lr'], cfg['wd'])
     sched = warmup_cosine(opt, cfg['steps'], cfg['warmup'])
     loader = batches(len(pixels), cfg['batch'], cfg['seed'])
     step = contrastive_step(pixels, tokens) if eye is None else locked_step(eye, tokens)
@@ -269,7 +282,8 @@ def lm_step(
 ):
     "A loss function for `fit`: next-token cross-entropy, beginning after an end token"
     def loss_fn(model, rows):
-        y,m = tokens[rows].to(model.device),mask[rows].to(model.device)
+        longest = int(mask[rows].sum(1).max())   # what is padding in every row is left out
+        y,m = (o[rows,:longest].to(model.device) for o in (tokens, mask))
         begin = torch.full_like(y[:,:1], model.config.eos_token_id)
         logits = model(torch.cat([begin, y[:,:-1]], 1)).logits
         return -(token_logprobs(logits, y)*m).sum()/m.sum(),{}

@@ -79,7 +79,8 @@ def _asked_config(recipe, from_run, settings):
 @plainly
 def clipcap_train(
     recipe:Param('A recipe of the package (demo, scenes, web_scenes, photos, photos_small, '
-                 'photos_8gb, laptop, coco_2pct, coco_full) or a .toml file, as clipcap_init writes it',
+                 'photos_8gb, laptop, coco_2pct, coco_full) or a .toml file, as '
+                 'clipcap_init writes it',
                  str, opt=False, nargs='?')=None,
     set:Param('A setting, as key=value; may be repeated', str, action='append')=None,
     out:str=None, # Folder of the run, where an interrupted run goes on; default: runs/RECIPE-seedN

@@ -518,7 +518,8 @@ def _carries(rows, names, metric):
     said = []
     for r in names:
         start = _start(rows[r])
-        gain = {m:spread(compare(rows[r], rows[start], m), m, signed=True) for m in ('cider', metric)}
+        gain = {m:spread(compare(rows[r], rows[start], m), m, signed=True)
+                for m in ('cider', metric)}
         if start=='stage1': said.append(f"`{r}` gains {gain['cider']} in CIDEr over stage 1.")
         else:
             by = listed(f'{v} in {label_of(m)}' for m,v in gain.items())

@@ -1,6 +1,6 @@
 """Trials of stage 1, full supervision and the routes of stage 2 on dev scenes, one thread each. Every trial is written
 into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
-import copy, json, platform, subprocess, time, tomllib
+import copy, json, platform, time, tomllib
 from pathlib import Path
 import torch
 from fastcore.script import call_parse
@@ -15,16 +15,10 @@ from clipcap_ssl.pipeline.config import load_config
 from clipcap_ssl.pipeline.setup import prepare
 from clipcap_ssl.report.evaluate import evaluate
 from clipcap_ssl.train.policy import copy_captioner
+from grid import commit
 
 columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
 from_nothing = ('stage1','full') # rows that do not start from stage 1
-
-
-def commit():
-    "The last commit of the notebooks that the package is made of, with a mark if they differ from it"
-    book = ['--','nbs',':!nbs/results']
-    def git(*args): return subprocess.run(['git', *args, *book], capture_output=True, text=True).stdout.strip()
-    return git('log', '-1', '--format=%h')+('-dirty' if git('status', '--porcelain') else '')
 
 
 class Dev:

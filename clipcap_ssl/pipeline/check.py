@@ -821,9 +821,7 @@ def _plan(cfg, report):
         try: plan = plan_parts(cfg, _known_to(cfg))
         except ValueError as e:
             plan = None
-            how = ''
-            if "split 'train'" in str(e): how = f'. This makes splits: clipcap_init {cfg.data}'
-            report.found.append(Finding('stop', 'splits', f'{e}{how}'))
+            report.found.append(Finding('stop', 'splits', str(e)))
     report.found += [Finding('note', 'splits', str(o.message)) for o in said]
     return plan
 

@@ -10,7 +10,6 @@ __all__ = ['names', 'draw_parts', 'kept_parts', 'Backbone', 'load_backbone', 'vi
 
 # %% ../../nbs/appendix/photo_world.ipynb #8a94a119
 import hashlib, json, math, random, shlex, shutil, time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from ..models.encoder import weights_hash
 from ..models.lm import save_tokenizer, tokenize_captions
 from ..models.loading import load_lm
 from .config import Config, load_config, recipe_path
-from .setup import folder_photos, judged_splits
+from .setup import folder_photos, judged_split, judged_splits
 from ..train.loop import Checkpoint, batches, fit, warmup_cosine
 from ..train.pretrain import adamw, lm_step, new_encoder, piece_tokenizer
 from ..train.pretrain import save_encoder
@@ -49,15 +48,10 @@ import timm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/appendix/photo_world.ipynb #8a0afc10
-def _train_and_dev(ds, where):
+def _train_and_dev(ds, folder, splits=''):
     "Photos with captions to train on, and to measure on, if a split is left for that"
-    named = Counter(ds.splits)
-    held = next((o for o in judged_splits if o in named), None)
-    if held is None or not (named['train'] or named[None]):
-        raise ValueError(f"{where} needs photos of split 'train' and photos of split 'test'; "
-            f'splits there: {sorted(map(str, named))}. clipcap_init {where} writes a file of '
-            'splits, which --splits takes')
-    measured = next((o for o in reversed(judged_splits) if o in named and o!=held), None)
+    held = judged_split(ds, folder, splits)
+    measured = next((o for o in reversed(judged_splits) if o in ds.splits and o!=held), None)
     def part(*splits):
         rows = zip(ds.splits, ds.captions)
         return subset(ds, [i for i,(split,said) in enumerate(rows) if split in splits and said])
@@ -759,7 +753,7 @@ def build_photo_world(
         raise ValueError(f"There is no model '{only}'; models: {' '.join(names)}")
     splits = str(Path(splits).expanduser().resolve()) if splits else ''
     ds = folder_photos(Config(data=str(data), manifest=manifest, splits=splits))
-    eyes,train_dev = _load_eyes(recipe, only),_train_and_dev(ds, data)
+    eyes,train_dev = _load_eyes(recipe, only),_train_and_dev(ds, data, splits)
     out,sizes = Path(out),{k:recipe[k]['photos'] for k in ('encoder','judge','dev')}
     stopped = f'stopped; the same command goes on, and what is finished stays in {out}'
     done = {}
@@ -836,7 +830,7 @@ def next_command(
     known = {o for name in names[:2] for o in read_trained_on(out/name)['ids']}
     fits = [o for o,s,c in zip(ds.ids, ds.splits, ds.captions)
             if c and s in ('train', None) and o not in known and Path(o).name not in known]
-    judged = next((o for o in judged_splits if o in ds.splits), None)
+    judged = judged_split(ds, data, splits)
     test = [o for o,s,c in zip(ds.ids, ds.splits, ds.captions) if s==judged and c]
     if len(fits)<_least or not test: return ''
     # 2) how many labels that makes

@@ -19,6 +19,7 @@ from grid import commit
 
 columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
 from_nothing = ('stage1','full') # rows that do not start from stage 1
+before_routes = ('n_unlabelled','n_texts','text_steps','text_noise') # a trial that changes these has a stage 1 of its own
 
 
 class Dev:
@@ -53,9 +54,24 @@ def noise_of(log):
     return dict(signal_to_noise=round((signal/noise)**.5, 4) if noise else None, looks=looks)
 
 
+def new(cfg, parts):
+    "A captioner that has seen no image, perhaps with the start from text"
+    model = experiment._new(cfg, parts)
+    if cfg.n_texts: experiment._text_only(cfg, parts, model)
+    return model
+
+
+def begin(cfg):
+    "What routes start from: the parts, the scenes to score on, stage 1, and the CPU seconds that it took"
+    parts = prepare(cfg)
+    dev,stage1,began = Dev(cfg, parts.encoder),new(cfg, parts),time.process_time()
+    experiment._stage1(cfg, parts, stage1)
+    return parts,dev,stage1,round(time.process_time()-began, 1)
+
+
 def trial(cfg, row, parts, dev, stage1):
     "Train one row, from stage 1 unless it starts from nothing; what is written down of it"
-    model = experiment._new(cfg, parts) if row in from_nothing else copy_captioner(stage1)
+    model = new(cfg, parts) if row in from_nothing else copy_captioner(stage1)
     began = time.process_time()
     look,looks,spent = dev.hook(cfg)
     log = experiment.row_training[row](cfg, parts, model, hooks=[look])
@@ -88,10 +104,7 @@ def main(
     for seed in conf['seeds']:
         # 1) stage 1, from which every route starts
         cfg = load_config(conf['recipe'], **conf['settings'], seed=seed)
-        parts = prepare(cfg)
-        dev,stage1,began = Dev(cfg, parts.encoder),experiment._new(cfg, parts),time.process_time()
-        experiment._stage1(cfg, parts, stage1)
-        seconds = round(time.process_time()-began, 1)
+        parts,dev,stage1,seconds = begin(cfg)
         names = {o['trial'] for o in done() if o['seed']==seed}
         if 'stage1' not in names and first==0:
             keep('stage1', seed, {}, dict(dev=dev.score(stage1, cfg.max_new_tokens), cpu_seconds=seconds, captions_sampled=0))
@@ -102,4 +115,5 @@ def main(
             row = own.pop('row', 'stage2_policy')
             settings = conf['settings']|own
             cfg = load_config(conf['recipe'], **settings, seed=seed)
-            keep(name, seed, dict(row=row)|settings, trial(cfg, row, parts, dev, stage1))
+            start = begin(cfg)[:3] if own.keys()&set(before_routes) else (parts,dev,stage1)
+            keep(name, seed, dict(row=row)|settings, trial(cfg, row, *start))

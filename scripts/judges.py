@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 import torch
 from fastcore.script import call_parse
+from fastcore.test import test_eq
 from clipcap_ssl import Captioner, load_encoder
 from clipcap_ssl.core import progress, read_json, write_text
 from clipcap_ssl.data.base import references
@@ -56,17 +57,18 @@ def main(
     folders = {int(f.name.rpartition('seed')[2]):f for f in sorted(runs.glob('labels-seed*')) if (f/'scores.json').is_file()}
     for seed,folder in progress(folders.items(), desc='seeds'):
         cfg = run_config(folder)
+        policy = runs/f'policy-seed{seed}'
         where = dict(stage1=folder/'captioners/stage1', stage2_expert=folder/'captioner', full=folder/'captioners/full')
-        others = dict(stage2_policy='policy', reward_free='free')
-        where |= {r:runs/f'{v}-seed{seed}/captioner' for r,v in others.items() if (runs/f'{v}-seed{seed}/scores.json').is_file()}
+        if (policy/'scores.json').is_file(): where['stage2_policy'] = policy/'captioner'
         models = {r:Captioner.from_pretrained(f).attach(encoder) for r,f in where.items()}
         test = scene_parts(cfg)[2]
         refs,graphs = references(test),dict(zip(test.ids, test.scenes))
         x = encode_dataset(encoder, test).x
         def write(model, x, ids): return dict(zip(ids, greedy(model, x, max_new_tokens=cfg.max_new_tokens).text))
         written = {r:write(m, x, test.ids) for r,m in models.items()}
-        stored = read_json(folder/'rows'/'full.json')['captions']
-        assert list(stored.values())==list(written['full'].values()), 'the saved captioner writes other captions than its run did'
+        for r,said in written.items():
+            of_run = policy if r=='stage2_policy' else folder
+            test_eq(said, read_json(of_run/'rows'/f'{r}.json')['captions'])     # the captioner of that row, and no other
 
         # 1) pairs of colour and shape that nothing has seen
         unseen = ToyScenes(500, 60_000+seed, unseen=True, one_group=cfg.one_group)

@@ -25,6 +25,7 @@ from clipcap_ssl.metrics.coco import score_captions
 from clipcap_ssl.metrics.wording import nouns_and_adjectives
 from clipcap_ssl.models.calibration import Calibration, fit_captions, fit_photos, is_wrong
 from clipcap_ssl.models.calibration import write_calibration
+from clipcap_ssl.models.consensus import consensus
 from clipcap_ssl.models.encoder import pooled, weights_hash
 from clipcap_ssl.report.evaluate import human_row
 from grid import commit
@@ -105,13 +106,6 @@ def shares(flags, wrong):
     "How many are flagged, and how many of these and of the others are wrong"
     flags,w = np.asarray(flags, bool),wrong['half_of_words']
     return dict(flagged=flags.mean(), wrong_flagged=w[flags].mean(), wrong_others=w[~flags].mean())
-
-def consensus(x, bank, captions, nearest=10):
-    "Of the captions of the nearest photos, the one that is most like all of them, by CIDEr-D"
-    order = (x@bank.T).topk(nearest, 1).indices.tolist()
-    pools = {str(i):[c for j in rows for c in captions[j]] for i,rows in enumerate(order)}
-    judge = CiderD(pools, 'unicode')
-    return [pool[int(np.argmax(judge(pool, [i]*len(pool))))] for i,pool in pools.items()]
 
 def curve(report):
     "CIDEr-D of dev photos, over tokens, after each part of the training"

@@ -30,7 +30,8 @@ from ..core import as_json, asset_path, plainly, scratch_folder, write_lines
 from ..data.captions import data_folder, read_rows
 from ..data.photos import content_hash, open_rgb
 from ..metrics.intervals import Interval, interval_of
-from .config import Config, check_config, import_own, load_config, recipe_path
+from .config import Config, check_config, import_own, load_config
+from .config import need_no_label, need_no_photo, recipe_path, row_decoding
 
 # %% ../../nbs/appendix/check.ipynb #df06e962
 class Finding(NamedTuple):
@@ -247,14 +248,14 @@ def _known_findings(cfg):
 def _rows_lack(cfg, plan):
     "Labels and photos that rows need and the plan has not"
     kinds = {r.partition('@')[0] for r in cfg.rows}
-    free = {'stage1','guided','best_of_n','full','full_guided','human','text_only'}
-    if not plan.labels_to_train and kinds-{'text_only','full','full_guided','human'}:
+    stage2 = sorted(kinds.difference(need_no_photo))
+    if not plan.labels_to_train and kinds.difference(need_no_label):
         yield Finding('stop', 'labels', 'no labelled photo is left to learn from: write captions '
                       'for some, or lower n_dev_pairs')
-    if kinds-free and len(plan.plain)<2:
+    if stage2 and len(plan.plain)<2:
         yield Finding('stop', 'photos', f'stage 2 needs photos without captions, and there are '
             f'{len(plan.plain)}: add photos, give unlabelled=FILE, or leave out '
-            f'{", ".join(sorted(kinds-free))}')
+            f'{", ".join(stage2)}')
     judged = [c for o in (plan.test, plan.dev) if o for c in o.captions]
     if not any(judged): yield Finding('stop', 'labels', 'no photo of the test has a caption')
     if 'human' in kinds and any(len(o)<2 for o in judged):
@@ -718,10 +719,10 @@ def row_seconds(
     judged:int, # photos that captions are written for in the end
 )->float:
     "Seconds that a row trains and writes"
-    kind,_,n = row.partition('@')
+    kind = row.partition('@')[0]
     step = timed['step'].seconds
-    per_caption = dict(guided=2, full_guided=2).get(kind, 1)
-    if kind=='best_of_n': per_caption = int(n or cfg.best_of)
+    how = row_decoding(cfg, row)
+    per_caption = 2 if how['decode']=='guided' else how.get('num_beams', how.get('n', 1))
     write = judged*timed['write'].seconds*per_caption
     steps = dict(text_only=cfg.text_steps, stage1=cfg.steps, full=cfg.full_steps)
     policy = dict(stage2_policy=cfg.policy_steps, anchors_only=cfg.policy_steps,

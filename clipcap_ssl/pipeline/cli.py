@@ -217,7 +217,7 @@ def clipcap_eval(
     _import_code(code, cfg, ['encoder','judge','mapper','tokenize'])
     # what is heavy
     from clipcap_ssl.models.captioner import Captioner
-    from clipcap_ssl.pipeline.experiment import row_decoding
+    from clipcap_ssl.pipeline.config import row_decoding
     from clipcap_ssl.pipeline.setup import prepare
     from clipcap_ssl.report.evaluate import table
     if not (folder/'captioner').is_dir(): raise FileNotFoundError(f'{folder} kept no captioner')

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import FiniteFloat
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
-from .config import Config
+from .config import Config, need_no_label, need_no_photo
 from .parent import Parent, check_same_captioner, check_splits, dev_order
 from .parent import labels_first, parents_account, read_parent, to_keep_back
 from ..core import asset_path, clipcap_home, named_object
@@ -351,14 +351,11 @@ def _cut_by_photo(labels, n_choose, keys=None):
     return [o for o in labels if keys[o[0]] not in taken],choose
 
 # %% ../../nbs/appendix/setup.ipynb #bd35e781
-_need_no_label = ('text_only','full','full_guided','human')
-_need_no_photo = ('stage1','guided','best_of_n','full','full_guided','human')
-
 def _check_parts(cfg, parts):
     "Refuse rows that lack something"
     kinds = {r.partition('@')[0] for r in cfg.rows}
-    need_labels = sorted(kinds.difference(_need_no_label))
-    need_photos = sorted(kinds.difference(_need_no_photo))
+    need_labels = sorted(kinds.difference(need_no_label))
+    need_photos = sorted(kinds.difference(need_no_photo))
     if need_labels and not parts.labels_to_train:
         raise ValueError(f'rows {need_labels}: no labelled photo is left to train on '
             f'(n_pairs={cfg.n_pairs}, {len(parts.labels_to_choose)} pairs kept back to choose by)')

@@ -44,7 +44,7 @@ def one(recipe, settings, out, result, grid, version):
     found = read_json(Path(out)/'scores.json')
     found['meta']['commit'] = version
     found['meta']['wall_seconds'] = round(time.time()-start, 1)
-    keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall')   # the pages' intervals
+    keep = ('cider','p_at_1_100','oracle_p_at_1_100','precision','recall','named_precision','named_recall')   # the pages' intervals
     keep_each,n_captions = grid.get('each', False),grid.get('captions', 0)
     if n_captions:
         files = sorted((Path(out)/'rows').glob('*.json'))

@@ -785,7 +785,7 @@ def run(
 
 # %% ../../nbs/17_experiment.ipynb #25303fcc
 _each_metric = ('cider', 'clip_score', 'p_at_1_100', 'oracle_p_at_1_100', 'precision', 'recall',
-                'repetition', 'mean_length')
+                'named_precision', 'named_recall', 'repetition', 'mean_length')
 _card_metric = ('cider','meteor','clip_score','p_at_1_100')
 
 def _floats(scores, names=None):

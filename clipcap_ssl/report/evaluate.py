@@ -26,9 +26,9 @@ from ..metrics.oracle import oracle_per_image
 from clipcap_ssl.metrics.reference_free import (
     clip_score, distinct, distinct_n, hits_at_k, margin, mean_length, p_at_1, p_at_1_near,
     ref_clip_score, repetition)
-from clipcap_ssl.metrics.wording import (
-    beyond_context, broken_ending, content_words, coverage, nouns_and_adjectives, perplexity,
-    shared, vocabulary_size)
+from ..metrics.wording import (
+    beyond_context, broken_ending, content_words, coverage, named_precision, named_recall,
+    nouns_and_adjectives, perplexity, shared, vocabulary_size)
 from ..metrics.words import (
     for_counts, split_words, tokenize_name, warn_unspaced)
 
@@ -120,6 +120,8 @@ def _worded(texts, references, tokenize):
         adjectives=[len(adjectives) for _,adjectives in tagged])
     if references is not None:
         each['coverage'] = [coverage(t, r, **how) for t,r in zip(texts, references)]
+        for name,f in dict(named_precision=named_precision, named_recall=named_recall).items():
+            each[name] = [f(t, r) for t,r in zip(texts, references)]
     total = dict(
         distinct=distinct(texts, **how),
         shared=shared(texts, **how),
@@ -161,9 +163,9 @@ score_names = (
     'bleu1', 'bleu2', 'bleu3', 'bleu4', 'meteor', 'rouge_l', 'cider', 'spice',
     'clip_score', 'ref_clip_score', 'margin', 'p_at_1_100', 'p_at_1_near', 'r_at_1', 'r_at_5',
     'r_at_10', 'oracle_p_at_1_100', 'precision', 'recall',
-    'coverage', 'content_words', 'nouns', 'adjectives', 'mean_length', 'repetition',
-    'broken_ending', 'beyond_context', 'perplexity', 'distinct', 'shared',
-    'distinct_1', 'distinct_2', 'vocabulary', 'cpu_seconds')
+    'named_precision', 'named_recall', 'coverage', 'content_words', 'nouns', 'adjectives',
+    'mean_length', 'repetition', 'broken_ending', 'beyond_context', 'perplexity', 'distinct',
+    'shared', 'distinct_1', 'distinct_2', 'vocabulary', 'cpu_seconds')
 
 def evaluate(
     captions:dict[str,str], # id -> caption to judge

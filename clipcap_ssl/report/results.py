@@ -173,6 +173,7 @@ def on_dev(
 # %% ../../nbs/appendix/results.ipynb #301c9b35
 metric_labels = dict(cider='CIDEr', bleu4='BLEU-4', meteor='METEOR', clip_score='CLIP-S (judge)',
     margin='margin (judge)',
+    named_precision='precision (references)', named_recall='recall (references)',
     p_at_1_100='P@1 (judge)', oracle_p_at_1_100='P@1 (scene graph)', mean_length='words',
     cpu_seconds='CPU seconds', cpu_stage2='CPU seconds of stage 2',
     reward='contrastive reward, nats', kl='divergence from stage 1, nats per caption')

@@ -94,8 +94,9 @@ def more_informative(
     full:Scores|Sequence[Scores], # full supervision, on the same images
     margin:float=.01, # of precision that may be lost
     *,
+    metrics:tuple[str,str]=('recall','precision'), # on photos 'named_recall' and 'named_precision'
     level:float=.95, # of the intervals
 )->bool: # more is said that is true, and hardly more that is false
     "Is recall surely higher, and precision at most a little lower?"
-    tells_more = compare(a, full, 'recall', level=level).low>0
-    return tells_more and compare(a, full, 'precision', level=level).low>-margin
+    recall,precision = (compare(a, full, m, level=level) for m in metrics)
+    return recall.low>0 and precision.low>-margin

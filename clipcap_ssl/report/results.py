@@ -417,6 +417,12 @@ def guided_path(
     found = [r for r in rows if r.startswith(start)]
     return sorted(found, key=lambda r: float(r.partition('@')[2]))
 
+_telling = (('recall','precision'), ('named_recall','named_precision'))
+
+def _told(full):
+    "The recall and precision that rows have: of what is in a scene, or of what people named"
+    return next((o for o in _telling if o[0] in full[0].each), None)
+
 def verdict(
     a:Row, # a captioner
     rows:dict[str,Row], # with 'full', and with full supervision guided more and more
@@ -430,15 +436,15 @@ def verdict(
     out['P@1 above guided'] = above_path(a, [full, *guided], metric, **how) if guided else None
     out['more distinctive'] = bool(guided) and more_distinctive(a, full, guided, metric=metric,
                                                                **how)
-    if 'recall' in full[0].each:
-        out |= {k: compare(a, full, k, **how) for k in ('recall','precision')}
-        out['more informative'] = more_informative(a, full, **how)
+    if told := _told(full):
+        out |= {label_of(k): compare(a, full, k, **how) for k in told}
+        out['more informative'] = more_informative(a, full, metrics=told, **how)
     return out
 
 _strict = 1-.05/3 # three words were tried
 _heads = {'CIDEr': 'CIDEr, minus full', 'P@1 of 100': 'P@1, minus full',
-          'P@1 above guided': 'P@1, minus guided full', 'recall': 'recall, minus full',
-          'precision': 'precision, minus full'}
+          'P@1 above guided': 'P@1, minus guided full'}
+_heads |= {label_of(k):f'{label_of(k)}, minus full' for o in _telling for k in o}
 
 def verdict_table(
     rows:dict[str,Row], # by name, with 'full'
@@ -491,7 +497,7 @@ def standing_table(
 )->str: # Markdown
     "Rows beside full supervision: share of its CIDEr, differences, and share of the gap last"
     full,lines = rows['full'],{}
-    scores = ['cider', metric, *(k for k in ('recall','precision') if k in full[0].each)]
+    scores = ['cider', metric, *(_told(full) or ())]
     for r in names:
         if not rows.get(r): continue
         share = share_of_full(rows[r], full)
@@ -541,11 +547,11 @@ def _numbers(rows, names, metric):
                                         'that guided decoding of full supervision reaches')
     what['more distinctive'] = (f'`{tell}` differs by {apart} from full supervision in '
                                 f'{label_of(metric)}{beside}. The word asks for both.')
-    if 'recall' in full[0].each:
-        told = max(names, key=lambda r: rows[r].mean('recall'))
-        more = [f'{spread(compare(rows[told], full, k), k, signed=True)} in {k}'
-                for k in ('recall','precision')]
-        what['more informative'] = (f'`{told}` differs by {listed(more)}. '
+    if told := _told(full):
+        most = max(names, key=lambda r: rows[r].mean(told[0]))
+        more = [f'{spread(compare(rows[most], full, k), k, signed=True)} in {label_of(k)}'
+                for k in told]
+        what['more informative'] = (f'`{most}` differs by {listed(more)}. '
                                     'Precision may fall by less than .010.')
     return what
 
@@ -566,7 +572,7 @@ def abstract_in_words(
             those = listed(f'`{r}`' for r in nearly)
             said += f' (at 95 % alone, not after the correction: {those})'
         lines.append(f'- *{word[0].upper()+word[1:]}*: **{said}. {numbers}')
-    if 'recall' not in rows['full'][0].each:
+    if not _told(rows['full']):
         lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
                      'a photo shows.')
     lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')

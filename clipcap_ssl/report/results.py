@@ -1021,9 +1021,10 @@ def best_trial_in_words(
 
 # %% ../../nbs/appendix/results.ipynb #f3410ffa
 row_colours = palette | dict(oracle_expert='#6A3D9A', reward_free='#3C7F72', expert_own='#8A5A00',
-                             anchors_only='#332288', full_stage2='#7A1F5C')
+                             anchors_only='#332288', full_stage2='#7A1F5C',
+                             expert_longer='#4B6B00')
 _shapes = dict(human='*', full='^', full_stage2='s', reward_free='v', expert_own='>',
-               anchors_only='v', best_of_n='s', abstract='X', naive='X')
+               expert_longer='P', anchors_only='v', best_of_n='s', abstract='X', naive='X')
 
 def colour_of(
     name:str, # of a row, guided ones with their strength

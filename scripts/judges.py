@@ -57,10 +57,10 @@ def main(
     folders = {int(f.name.rpartition('seed')[2]):f for f in sorted(runs.glob('labels-seed*')) if (f/'scores.json').is_file()}
     for seed,folder in progress(folders.items(), desc='seeds'):
         cfg = run_config(folder)
-        rows = dict(stage1=(folder, 'stage1'), stage2_expert=(folder, 'stage2_expert'), full=(folder, 'full'),
+        made = dict(stage1=(folder, 'stage1'), stage2_expert=(folder, 'stage2_expert'), full=(folder, 'full'),
                     expert_longer=(runs/f'longer-seed{seed}', 'stage2_expert'), stage2_policy=(runs/f'policy-seed{seed}', 'stage2_policy'))
         def captioner(run, row): return run/'captioners'/row if (run/'captioners'/row).is_dir() else run/'captioner'
-        where = {r:captioner(*o) for r,o in rows.items() if (o[0]/'scores.json').is_file()}
+        where = {r:captioner(*o) for r,o in made.items() if (o[0]/'scores.json').is_file()}
         models = {r:Captioner.from_pretrained(f).attach(encoder) for r,f in where.items()}
         test = scene_parts(cfg)[2]
         refs,graphs = references(test),dict(zip(test.ids, test.scenes))
@@ -68,7 +68,7 @@ def main(
         def write(model, x, ids): return dict(zip(ids, greedy(model, x, max_new_tokens=cfg.max_new_tokens).text))
         written = {r:write(m, x, test.ids) for r,m in models.items()}
         for r,said in written.items():
-            run,row = rows[r]
+            run,row = made[r]
             test_eq(said, read_json(run/'rows'/f'{row}.json')['captions'])      # the captioner of that row, and no other
 
         # 1) pairs of colour and shape that nothing has seen

@@ -87,6 +87,6 @@ def main(
         with_effort = judged({r:dict(zip(test.ids, said)) for r,said in more.items()}, refs, graphs)
         # 4) written down
         for name,(rows,each) in dict(unseen=on_unseen, blind=blind, full=with_effort).items():
-            meta = dict(seed=seed, commit=version, captioners=read_json(folder/'scores.json')['meta']['version'], torch=torch.__version__)
+            meta = dict(seed=seed, device='cpu', commit=version, captioners=read_json(folder/'scores.json')['meta']['version'], torch=torch.__version__)
             found = dict(meta=meta, rows=rows, each=each)
             write_text(Path(out)/f'{name}-seed{seed}.json', json.dumps(found, allow_nan=False)+'\n')

@@ -2,14 +2,13 @@
 the choice by features that are averaged over shifted pictures, and decoding by the consensus of several samples."""
 import json, time
 from pathlib import Path
-import numpy as np
 import torch
 from fastcore.script import call_parse
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from clipcap_ssl.core import read_json, write_text
 from clipcap_ssl.data.base import Captioned, references
 from clipcap_ssl.data.features import encode_dataset
-from clipcap_ssl.metrics.cider import CiderD
+from clipcap_ssl.models.consensus import most_agreed
 from clipcap_ssl.models.generate import sample
 from clipcap_ssl.pipeline import experiment
 from clipcap_ssl.pipeline.config import load_config
@@ -34,9 +33,7 @@ def steadied(encoder, ds, shifts):
 def by_consensus(model, x, n, max_new_tokens):
     "Of several samples, the one that the others agree with most"
     said = sample(model, x, n, temperature=.7, seed=0, max_new_tokens=max_new_tokens).text
-    pools = {i:said[i*n:(i+1)*n] for i in range(len(x))}
-    agreement = CiderD(pools, 'unicode')
-    return [pool[int(np.argmax(agreement(pool, [i]*n)))] for i,pool in pools.items()]
+    return most_agreed([said[i:i+n] for i in range(0, len(said), n)])
 
 
 @call_parse

@@ -59,7 +59,7 @@ def main(
     refs,graphs = references(dev.scenes),dict(zip(dev.scenes.ids, dev.scenes.scenes))
     agreed = by_consensus(model, dev.x, n, cfg.max_new_tokens)
     agreed = evaluate(dict(zip(dev.scenes.ids, agreed)), refs, scenes=graphs)
-    said = dict(shifts=dev.score(model, cfg.max_new_tokens), consensus={k:round(agreed[k], 4) for k in columns})
+    said = dict(shifts=dev.score(model), consensus={k:round(agreed[k], 4) for k in columns})
     similar = (teacher*parts.x).sum(1).mean().item()
     found = dict(seed=seed, commit=commit(), torch=torch.__version__, dev=said, samples=n, cpu_seconds=round(spent, 1),
                  cosine_of_steadied_and_plain=round(similar, 4))

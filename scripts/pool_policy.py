@@ -109,6 +109,6 @@ def main(
             tail = log[-25:]
             means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in tail[0] if k not in ('step','loss','norm')}
             found.append(dict(how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, seed=seed, commit=version, torch=torch.__version__,
-                              stage1=dev.score(stage1, cfg.max_new_tokens), dev=dev.score(model, cfg.max_new_tokens), end_of_log=means, cpu_seconds=spent))
+                              stage1=dev.score(stage1), dev=dev.score(model), end_of_log=means, cpu_seconds=spent))
             write_text(out, json.dumps(found, indent=1, allow_nan=False)+'\n')
             print(how, lr, found[-1]['dev'], means, spent, flush=True)

@@ -1,5 +1,5 @@
-"""Trials of stage 1, full supervision and the routes of stage 2 on dev scenes, one thread each. Every trial is written
-into one JSON file as soon as it is done, and is not done again. Test scenes are not scored."""
+"""Trials of stage 1, full supervision and the routes of stage 2 on dev scenes or dev photos, one thread each. Every trial
+is written into one JSON file as soon as it is done, and is not done again. Nothing is scored on test."""
 import copy, json, platform, time, tomllib
 from pathlib import Path
 import torch
@@ -18,30 +18,37 @@ from clipcap_ssl.train.policy import copy_captioner
 from grid import commit
 
 columns = ('cider','precision','recall','oracle_p_at_1_100','mean_length')
+photo_columns = ('cider','bleu4','named_precision','named_recall','p_at_1_100','repetition','mean_length')
 from_nothing = ('stage1','full') # rows that do not start from stage 1
 before_routes = ('n_unlabelled','n_texts','text_steps','text_noise') # a trial that changes these has a stage 1 of its own
 
 
 class Dev:
-    "300 scenes that nothing else uses, and a hook for `fit` that scores them every 100 steps"
-    def __init__(self, cfg, encoder, every=100):
-        self.scenes,self.every = ToyScenes(300, 77_021, one_group=cfg.one_group),every
-        self.x = encode_dataset(encoder, self.scenes).x
+    "300 scenes that nothing else uses, or the dev photos, and a hook for `fit` that scores them every 100 steps"
+    def __init__(self, cfg, parts, every=100):
+        self.every = every
+        self.decoding = cfg.decoding_arguments()
+        if cfg.data=='scenes':
+            self.scenes = scenes = ToyScenes(300, 77_021, one_group=cfg.one_group)
+            self.ids,self.x,self.references = scenes.ids,encode_dataset(parts.encoder, scenes).x,references(scenes)
+            self.judged,self.columns = dict(scenes=dict(zip(scenes.ids, scenes.scenes))),columns
+        else:
+            self.ids,self.x,self.references = parts.dev.ids,parts.dev.x,parts.dev.references
+            self.judged,self.columns = dict(x=parts.dev.x_judge, judge=parts.judge),photo_columns
 
-    def score(self, model, max_new_tokens):
+    def score(self, model):
         "Scores of greedy captions"
-        said = dict(zip(self.scenes.ids, greedy(model, self.x, max_new_tokens=max_new_tokens).text))
-        graphs = dict(zip(self.scenes.ids, self.scenes.scenes))
-        found = evaluate(said, references(self.scenes), scenes=graphs)
-        return {k:round(found[k], 4) for k in columns}
+        said = dict(zip(self.ids, greedy(model, self.x, **self.decoding).text))
+        found = evaluate(said, self.references, **self.judged)
+        return {k:round(found[k], 4) for k in self.columns}
 
-    def hook(self, cfg):
+    def hook(self):
         "Looks of one trial, and the seconds that they took"
         looks,spent = [],[0.]
         def look(step, model, row):
             if (step+1)%self.every: return
             began = time.process_time()
-            looks.append(dict(step=step+1)|self.score(model, cfg.max_new_tokens))
+            looks.append(dict(step=step+1)|self.score(model))
             spent[0] += time.process_time()-began
         return look,looks,spent
 
@@ -62,9 +69,9 @@ def new(cfg, parts):
 
 
 def begin(cfg):
-    "What routes start from: the parts, the scenes to score on, stage 1, and the CPU seconds that it took"
+    "What routes start from: the parts, what to score on, stage 1, and the CPU seconds that it took"
     parts = prepare(cfg)
-    dev,stage1,began = Dev(cfg, parts.encoder),new(cfg, parts),time.process_time()
+    dev,stage1,began = Dev(cfg, parts),new(cfg, parts),time.process_time()
     experiment._stage1(cfg, parts, stage1)
     return parts,dev,stage1,round(time.process_time()-began, 1)
 
@@ -73,10 +80,10 @@ def trial(cfg, row, parts, dev, stage1):
     "Train one row, from stage 1 unless it starts from nothing; what is written down of it"
     model = new(cfg, parts) if row in from_nothing else copy_captioner(stage1)
     began = time.process_time()
-    look,looks,spent = dev.hook(cfg)
+    look,looks,spent = dev.hook()
     log = experiment.row_training[row](cfg, parts, model, hooks=[look])
     seconds = time.process_time()-began-spent[0]
-    found = dict(dev=dev.score(model, cfg.max_new_tokens), looks=looks, cpu_seconds=round(seconds, 1))
+    found = dict(dev=dev.score(model), looks=looks, cpu_seconds=round(seconds, 1))
     if row not in ('stage2_policy','anchors_only'): return found
     tail = log[-25:]
     means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','kl','tokens') if k in tail[0]}
@@ -107,7 +114,7 @@ def main(
         parts,dev,stage1,seconds = begin(cfg)
         names = {o['trial'] for o in done() if o['seed']==seed}
         if 'stage1' not in names and first==0:
-            keep('stage1', seed, {}, dict(dev=dev.score(stage1, cfg.max_new_tokens), cpu_seconds=seconds, captions_sampled=0))
+            keep('stage1', seed, {}, dict(dev=dev.score(stage1), cpu_seconds=seconds, captions_sampled=0))
         # 2) the trials
         for name,own in list(conf['variants'].items())[first::n_parts]:
             if name in names: continue

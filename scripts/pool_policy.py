@@ -1,7 +1,9 @@
 """The policy gradient over the pool that all images share, as expert iteration has it: half of an image's captions are its own
 samples, half are drawn from the pool's captions that suit the image best. Two ways to learn from captions that the captioner
-did not write: importance weights, and a preference of the best caption over the worse ones. Tuning seed, dev scenes only."""
+did not write: importance weights, and a preference of the best caption over the worse ones. Beside them the package's policy
+gradient, on own samples alone, for as many steps. Tuning seed, dev scenes only."""
 import json, time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import torch
@@ -94,20 +96,23 @@ def main(
     rounds:int=3, # how often the pool is written anew
     seed:int=23, # the tuning seed
 ):
-    "Four trials of the policy gradient over a shared pool. Example: OMP_NUM_THREADS=1 python scripts/pool_policy.py"
+    "Trials of the policy gradient over a shared pool, and without one. Example: OMP_NUM_THREADS=1 python scripts/pool_policy.py"
     torch.set_num_threads(1)
     out,version = Path(out),commit()
     cfg = load_config('web_scenes', n_test=20, seed=seed)
     parts,dev,stage1,seconds = begin(cfg)
     found = read_json(out) if out.is_file() else []
-    for how in ('preference','importance'):
+    for how in ('preference','importance','own'):
         for lr,lr_lm in ((4e-3,1.4e-3), (2e-3,7e-4)):
             if any(o['how']==how and o['lr']==lr for o in found): continue
             model,began = copy_captioner(stage1),time.process_time()
-            log = train(cfg, parts, model, how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, hooks=[])
+            if how=='own':
+                own = replace(cfg, policy_steps=steps, policy_lr=lr, policy_lr_lm=lr_lm)
+                log = experiment.row_training['stage2_policy'](own, parts, model, hooks=[])
+            else: log = train(cfg, parts, model, how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, hooks=[])
             spent = round(time.process_time()-began, 1)
             tail = log[-25:]
-            means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in tail[0] if k not in ('step','loss','norm')}
+            means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','reward_pool','weight_own','weight_pool','kl') if k in tail[0]}
             found.append(dict(how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, seed=seed, commit=version, torch=torch.__version__,
                               stage1=dev.score(stage1), dev=dev.score(model), end_of_log=means, cpu_seconds=spent))
             write_text(out, json.dumps(found, indent=1, allow_nan=False)+'\n')

@@ -184,12 +184,18 @@ def _no_bars():
         logging.set_verbosity(level)
 
 # %% ../../nbs/appendix/loading.ipynb #f4c6b035
+def _forget_quantised(lm):
+    "Take away the marks of a quantised file: the weights are float32 by now, and can be saved"
+    lm.config.__dict__.pop('quantization_config', None)
+    for mark in ('hf_quantizer','is_quantized','quantization_method'): lm.__dict__.pop(mark, None)
+
 def _load_gguf(file, device):
     "A language model and its tokenizer from a GGUF file"
     if not file.is_file(): raise MissingModelError(f"There is no file '{file}'")
     safe = dict(dtype=torch.float32, local_files_only=True, trust_remote_code=False)
     with _no_bars(), _alone(file) as folder, no_network(), plain_errors(file):
         lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **safe)
+    _forget_quantised(lm)
     check_finite(lm, file)
     lm.source = dict(name=str(file), sha256=lm_hash(lm))
     n_words = lm.get_input_embeddings().num_embeddings

@@ -594,7 +594,7 @@ def flattery_in_words(
         return f'{abs(d.mean):.3f} ({ends[0]:.3f} to {ends[1]:.3f}) {where} them'
     return ('P@1 by a neural judge flatters stage 2. On scenes we can compare with people: '
             f"the judge puts `{name}` {said('p_at_1_100')}, "
-            f"the scene graph {said('oracle_p_at_1_100')}. On photos we have only the judge.")
+            f"the scene graph {said('oracle_p_at_1_100')}. On photos P@1 is by such a judge alone.")
 
 # %% ../../nbs/appendix/results.ipynb #d9560115
 def held_share(

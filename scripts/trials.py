@@ -34,7 +34,7 @@ class Dev:
             self.judged,self.columns = dict(scenes=dict(zip(scenes.ids, scenes.scenes))),columns
         else:
             self.ids,self.x,self.references = parts.dev.ids,parts.dev.x,parts.dev.references
-            self.judged,self.columns = dict(x=parts.dev.x_judge, judge=parts.judge),photo_columns
+            self.judged,self.columns = dict(x=parts.dev.x_judge, judge=parts.judge, prompt=cfg.prompt),photo_columns
 
     def score(self, model):
         "Scores of greedy captions"

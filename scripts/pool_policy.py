@@ -102,8 +102,8 @@ def main(
     cfg = load_config('web_scenes', n_test=20, seed=seed)
     parts,dev,stage1,seconds = begin(cfg)
     found = read_json(out) if out.is_file() else []
-    for how in ('preference','importance','own'):
-        for lr,lr_lm in ((4e-3,1.4e-3), (2e-3,7e-4)):
+    for lr,lr_lm in ((4e-3,1.4e-3), (2e-3,7e-4)):
+        for how in ('preference','importance','own'):
             if any(o['how']==how and o['lr']==lr for o in found): continue
             model,began = copy_captioner(stage1),time.process_time()
             if how=='own':

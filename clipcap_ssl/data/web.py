@@ -16,7 +16,7 @@ from .scenes import vocabulary, web_words
 @dataclass(frozen=True)
 class WebWriter:
     "How somebody writes for the web: each number is how often"
-    own:float=.45 # a word is one of the captioners'
+    own:float=.45 # a word is one of the caption writers'
     noun_first:float=.5 # the noun comes first: "stars red small"
     behind:float=.35 # the count stands behind: "stars x 2"
     listed:float=.1 # the words of a group stand between commas
@@ -39,7 +39,7 @@ _digits = {1:'1', 2:'2', 3:'3'}
 _grounds = {'white': ('ivory','bright'), 'grey': ('gray','silver'), 'black': ('dark','night')}
 
 def _web_word(rng, value, own):
-    "One of the words for a value; `own` is how often it is the captioners'"
+    "One of the words for a value; `own` is how often it is the caption writers'"
     whose,which = rng.random(),rng.random()
     options = (*web_words.get(value, ()), *_grounds.get(value, ()))
     if value in _digits: options += (_digits[value],)

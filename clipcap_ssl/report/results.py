@@ -539,20 +539,22 @@ def _numbers(rows, names, metric):
     best = max(names, key=lambda r: rows[r].mean('cider'))
     share = spread(share_of_full(rows[best], full), 'share')
     what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's. "
-                          'The word asks that the lower end be above 95 %.'}
+                          'It would take a lower end above 95 %.'}
     tell = max(names, key=lambda r: rows[r].mean(metric))
     apart = spread(compare(rows[tell], full, metric), metric, signed=True)
     guided = verdict(rows[tell], rows, metric)['P@1 above guided']
     beside = '' if guided is None else (f', and by {spread(guided, signed=True)} from the best '
                                         'that guided decoding of full supervision reaches')
     what['more distinctive'] = (f'`{tell}` differs by {apart} from full supervision in '
-                                f'{label_of(metric)}{beside}. The word asks for both.')
+                                f'{label_of(metric)}{beside}. '
+                                'It would take both above zero.')
     if told := _told(full):
         most = max(names, key=lambda r: rows[r].mean(told[0]))
         more = [f'{spread(compare(rows[most], full, k), k, signed=True)} in {label_of(k)}'
                 for k in told]
         what['more informative'] = (f'`{most}` differs by {listed(more)}. '
-                                    'Precision may fall by less than .010.')
+                                    'It would take a lower end above zero in the one, and above '
+                                    '-.010 in the other.')
     return what
 
 # %% ../../nbs/appendix/results.ipynb #7fbd7da9
@@ -561,7 +563,7 @@ def abstract_in_words(
     names:Sequence[str], # second stages
     metric:str='oracle_p_at_1_100', # the P@1 that counts
 )->str: # Markdown, five lines
-    "The claims of the abstract, a sentence each, and which route carries them"
+    "The claims of the abstract, a sentence each, and what each route gains"
     names = [r for r in names if rows.get(r)]
     if not names: return '*Not yet run.*'
     lines = []
@@ -576,7 +578,7 @@ def abstract_in_words(
         lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
                      'a photo shows.')
     lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')
-    lines.append(f'- *Which route carries it?* {_carries(rows, names, metric)}')
+    lines.append(f'- *What does each route gain?* {_carries(rows, names, metric)}')
     return '\n'.join(lines)
 
 # %% ../../nbs/appendix/results.ipynb #83dd04d8
@@ -592,7 +594,8 @@ def flattery_in_words(
         ends = sorted((abs(d.low), abs(d.high)))
         where = 'above' if d.mean>0 else 'below'
         return f'{abs(d.mean):.3f} ({ends[0]:.3f} to {ends[1]:.3f}) {where} them'
-    return ('P@1 by a neural judge flatters stage 2. On scenes we can compare with people: '
+    return ('A neural judge puts captioners too high beside people. '
+            'On scenes we can see by how much: '
             f"the judge puts `{name}` {said('p_at_1_100')}, "
             f"the scene graph {said('oracle_p_at_1_100')}. On photos P@1 is by such a judge alone.")
 

@@ -94,6 +94,8 @@ def main(
     out:str='nbs/results/data/web/pool_policy.json', # where trials are written
     steps:int=300, # of each trial
     rounds:int=3, # how often the pool is written anew
+    lr:float=4e-3, # of the mapping network; the policy gradient's best trial had it
+    lr_lm:float=1.4e-3, # of the language model
     seed:int=23, # the tuning seed
 ):
     "Trials of the policy gradient over a shared pool, and without one. Example: OMP_NUM_THREADS=1 python scripts/pool_policy.py"
@@ -102,18 +104,17 @@ def main(
     cfg = load_config('web_scenes', n_test=20, seed=seed)
     parts,dev,stage1,seconds = begin(cfg)
     found = read_json(out) if out.is_file() else []
-    for lr,lr_lm in ((4e-3,1.4e-3), (2e-3,7e-4)):
-        for how in ('preference','importance','own'):
-            if any(o['how']==how and o['lr']==lr for o in found): continue
-            model,began = copy_captioner(stage1),time.process_time()
-            if how=='own':
-                own = replace(cfg, policy_steps=steps, policy_lr=lr, policy_lr_lm=lr_lm)
-                log = experiment.row_training['stage2_policy'](own, parts, model, hooks=[])
-            else: log = train(cfg, parts, model, how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, hooks=[])
-            spent = round(time.process_time()-began, 1)
-            tail = log[-25:]
-            means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','reward_pool','weight_own','weight_pool','kl') if k in tail[0]}
-            found.append(dict(how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, seed=seed, commit=version, torch=torch.__version__,
-                              stage1=dev.score(stage1), dev=dev.score(model), end_of_log=means, cpu_seconds=spent))
-            write_text(out, json.dumps(found, indent=1, allow_nan=False)+'\n')
-            print(how, lr, found[-1]['dev'], means, spent, flush=True)
+    for how in ('preference','importance','own'):
+        if any(o['how']==how and o['lr']==lr for o in found): continue
+        model,began = copy_captioner(stage1),time.process_time()
+        if how=='own':
+            own = replace(cfg, policy_steps=steps, policy_lr=lr, policy_lr_lm=lr_lm)
+            log = experiment.row_training['stage2_policy'](own, parts, model, hooks=[])
+        else: log = train(cfg, parts, model, how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, hooks=[])
+        spent = round(time.process_time()-began, 1)
+        tail = log[-25:]
+        means = {k:round(sum(o[k] for o in tail)/len(tail), 4) for k in ('reward','reward_pool','weight_own','weight_pool','kl') if k in tail[0]}
+        found.append(dict(how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, seed=seed, commit=version, torch=torch.__version__,
+                          stage1=dev.score(stage1), dev=dev.score(model), end_of_log=means, cpu_seconds=spent))
+        write_text(out, json.dumps(found, indent=1, allow_nan=False)+'\n')
+        print(how, lr, found[-1]['dev'], means, spent, flush=True)

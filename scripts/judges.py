@@ -11,7 +11,7 @@ from clipcap_ssl.data.base import references
 from clipcap_ssl.data.features import encode_dataset
 from clipcap_ssl.data.scenes import ToyScenes
 from clipcap_ssl.models.generate import greedy
-from clipcap_ssl.pipeline.config import run_config
+from clipcap_ssl.pipeline.config import load_config, run_config
 from clipcap_ssl.pipeline.setup import scene_parts
 from clipcap_ssl.report.evaluate import evaluate, human_row
 from grid import commit
@@ -34,13 +34,30 @@ def judged(rows, every, graphs):
     return {r:o[0] for r,o in found.items()},{r:o[1] for r,o in found.items()}
 
 
+def held_out(seed, cfg):
+    "Scenes of pairs that nothing has seen, with six captions like those of a run's test: one is people's, five are references"
+    return ToyScenes(500, 60_000+seed, n_captions=6, unseen=True, one_group=cfg.one_group)
+
+
+def people_anew(file, cfg):
+    "People's scores once more, in a file whose other rows stay as they are"
+    found = read_json(file)
+    unseen = held_out(found['meta']['seed'], cfg)
+    rows,each = judged({}, references(unseen), dict(zip(unseen.ids, unseen.scenes)))
+    write_text(file, json.dumps(found|dict(rows=found['rows']|rows, each=found['each']|each), allow_nan=False)+'\n')
+
+
 @call_parse
 def main(
     runs:str='runs/grids/web_main', # Folder of the grid's runs
     out:str='nbs/results/data/web/web_judges', # Folder of the results: unseen-seedN.json
+    people:bool=False, # only score people anew in the results that are there
 ):
     "Judge the saved captioners of web_main on held-out pairs. Example: python scripts/judges.py"
     torch.set_num_threads(1)
+    if people:
+        for file in sorted(Path(out).glob('unseen-seed*.json')): people_anew(file, load_config('web_scenes'))
+        return
     encoder,version,runs = load_encoder('web'),commit(),Path(runs)
     folders = {int(f.name.rpartition('seed')[2]):f for f in sorted(runs.glob('labels-seed*')) if (f/'scores.json').is_file()}
     for seed,folder in progress(folders.items(), desc='seeds'):
@@ -57,7 +74,7 @@ def main(
         for r,said in written.items():
             run,row = made[r]
             test_eq(said, read_json(run/'rows'/f'{row}.json')['captions'])      # the captioner of that row, and no other
-        unseen = ToyScenes(500, 60_000+seed, unseen=True, one_group=cfg.one_group)
+        unseen = held_out(seed, cfg)
         y = encode_dataset(encoder, unseen).x
         said = {r:write(m, y, unseen.ids) for r,m in models.items()}
         rows,each = judged(said, references(unseen), dict(zip(unseen.ids, unseen.scenes)))

@@ -1,7 +1,7 @@
 """The policy gradient over the pool that all images share, as expert iteration has it: half of an image's captions are its own
 samples, half are drawn from the pool's captions that suit the image best. Two ways to learn from captions that the captioner
 did not write: importance weights, and a preference of the best caption over the worse ones. Beside them the package's policy
-gradient, on own samples alone, for as many steps. Tuning seed, dev scenes only."""
+gradient, on own samples alone, for as many steps, with either loss. Tuning seed, dev scenes only."""
 import json, time
 from dataclasses import replace
 from functools import partial
@@ -89,6 +89,10 @@ def train(cfg, parts, model, *, how, lr, lr_lm, steps, rounds, hooks):
     return log
 
 
+# own samples alone: as the recipe has it, at the temperature of importance weights, and with the other loss
+alone = dict(own={}, own_hot=dict(policy_temperature=1.), own_preference=dict(policy_objective='preference', policy_reward_weight=1.))
+
+
 @call_parse
 def main(
     out:str='nbs/results/data/web/pool_policy.json', # where trials are written
@@ -104,11 +108,11 @@ def main(
     cfg = load_config('web_scenes', n_test=20, seed=seed)
     parts,dev,stage1,seconds = begin(cfg)
     found = read_json(out) if out.is_file() else []
-    for how in ('preference','importance','own'):
+    for how in ('preference','importance',*alone):
         if any(o['how']==how and o['lr']==lr for o in found): continue
         model,began = copy_captioner(stage1),time.process_time()
-        if how=='own':
-            own = replace(cfg, policy_steps=steps, policy_lr=lr, policy_lr_lm=lr_lm)
+        if how in alone:
+            own = replace(cfg, policy_steps=steps, policy_lr=lr, policy_lr_lm=lr_lm, **alone[how])
             log = experiment.row_training['stage2_policy'](own, parts, model, hooks=[])
         else: log = train(cfg, parts, model, how=how, lr=lr, lr_lm=lr_lm, steps=steps, rounds=rounds, hooks=[])
         spent = round(time.process_time()-began, 1)

@@ -274,6 +274,10 @@ def table(
 # %% ../../nbs/12_evaluate.ipynb #ed047e6d
 def _pair(a, b, metric):
     "Image values of two captioners, and the images they share"
+    of_a,of_b = (getattr(o, 'seeds', None) for o in (a, b))     # rows of results know theirs
+    if of_a and of_b and of_a!=of_b:
+        raise ValueError(f'The captioners have different seeds, {of_a} and {of_b}: compare them '
+                         'on those that both have (clipcap_ssl.report.results.same_seeds)')
     va,ids = _values(a, metric)
     vb,other = _values(b, metric)
     if ids!=other:

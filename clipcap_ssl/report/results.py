@@ -538,7 +538,7 @@ def _numbers(rows, names, metric):
     full = rows['full']
     best = max(names, key=lambda r: rows[r].mean('cider'))
     share = spread(share_of_full(rows[best], full), 'share')
-    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's. "
+    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's CIDEr. "
                           'It would take a lower end above 95 %.'}
     tell = max(names, key=lambda r: rows[r].mean(metric))
     apart = spread(compare(rows[tell], full, metric), metric, signed=True)
@@ -553,8 +553,7 @@ def _numbers(rows, names, metric):
         more = [f'{spread(compare(rows[most], full, k), k, signed=True)} in {label_of(k)}'
                 for k in told]
         what['more informative'] = (f'`{most}` differs by {listed(more)}. '
-                                    'It would take a lower end above zero in the one, and above '
-                                    '-.010 in the other.')
+                                    'It would take lower ends above zero and above -.010.')
     return what
 
 # %% ../../nbs/appendix/results.ipynb #7fbd7da9
@@ -583,21 +582,22 @@ def abstract_in_words(
 
 # %% ../../nbs/appendix/results.ipynb #83dd04d8
 def flattery_in_words(
-    rows:dict[str,Row], # by name, on scenes, with people
-    name:str, # a second stage
+    rows:dict[str,Row], # by name, on scenes, with the row human
+    names:str|Sequence[str], # captioners
 )->str:
-    "By how much a neural judge and the truth put a row above people"
-    if not (rows.get(name) and rows.get('human')) or 'p_at_1_100' not in rows[name][0].each:
-        return '*Not yet run.*'
-    def said(metric):
+    "By how much a neural judge and the truth put captioners above the human row"
+    names = [r for r in _names(names) if rows.get(r) and 'p_at_1_100' in rows[r][0].each]
+    if not names or not rows.get('human'): return '*Not yet run.*'
+    def said(name, metric):
         d = compare(rows[name], rows['human'], metric)
         ends = sorted((abs(d.low), abs(d.high)))
         where = 'above' if d.mean>0 else 'below'
-        return f'{abs(d.mean):.3f} ({ends[0]:.3f} to {ends[1]:.3f}) {where} them'
-    return ('A neural judge puts captioners too high beside people. '
-            'On scenes we can see by how much: '
-            f"the judge puts `{name}` {said('p_at_1_100')}, "
-            f"the scene graph {said('oracle_p_at_1_100')}. On photos P@1 is by such a judge alone.")
+        return f'{abs(d.mean):.3f} ({ends[0]:.3f} to {ends[1]:.3f}) {where} it'
+    each = [f"the judge puts `{r}` {said(r, 'p_at_1_100')}, "
+            f"the scene graph {said(r, 'oracle_p_at_1_100')}" for r in names]
+    return ('A neural judge puts captioners too high beside the row `human`. '
+            f"On scenes we can see by how much: {'. And '.join(each)}. "
+            'On photos P@1 is by such a judge alone.')
 
 # %% ../../nbs/appendix/results.ipynb #d9560115
 def held_share(

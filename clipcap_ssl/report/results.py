@@ -7,10 +7,10 @@ __all__ = ['metric_labels', 'row_colours', 'Row', 'Results', 'same_seeds', 'not_
            'number', 'spread', 'count', 'on_seeds', 'seeds_in_words', 'provenance', 'results_table', 'seed_differences',
            'difference_table', 'name_pairs', 'listed', 'signs_in_words', 'leader_in_words', 'gap_table',
            'ratio_of_mean_gaps', 'guided_path', 'verdict', 'verdict_table', 'gap_in_words', 'share_of_full',
-           'standing_table', 'abstract_in_words', 'flattery_in_words', 'held_share', 'path_at', 'placed_in_words',
-           'change_in_words', 'trace', 'turning_point', 'fallen', 'fall_in_words', 'falls_in_words', 'turning_table',
-           'best_of_n_divergence', 'at_divergence', 'training_steps', 'over_seconds', 'at_equal_cost', 'gains',
-           'efficiency_table', 'labels_needed', 'worth_in_words', 'attribute_precision', 'seen_and_said',
+           'standing_table', 'abstract_in_words', 'abstract_of_worlds', 'flattery_in_words', 'held_share', 'path_at',
+           'placed_in_words', 'change_in_words', 'trace', 'turning_point', 'fallen', 'fall_in_words', 'falls_in_words',
+           'turning_table', 'best_of_n_divergence', 'at_divergence', 'training_steps', 'over_seconds', 'at_equal_cost',
+           'gains', 'efficiency_table', 'labels_needed', 'worth_in_words', 'attribute_precision', 'seen_and_said',
            'rank_correlation', 'sight_in_words', 'gap_parts', 'choice_in_words', 'last_doubling_in_words', 'grid_state',
            'readings_table', 'trials', 'best_trial_in_words', 'colour_of', 'draw_dots', 'draw_trade_off', 'zoom',
            'draw_over', 'draw_costs', 'draw_foils', 'draw_curve', 'draw_gap', 'first_test_scenes', 'show_frames',
@@ -534,27 +534,37 @@ def _carries(rows, names, metric):
     return ' '.join(said)
 
 def _numbers(rows, names, metric):
-    "Word of the abstract -> the numbers that it is decided by, in words"
+    "Word of the abstract -> what was measured, and what the word would take"
     full = rows['full']
     best = max(names, key=lambda r: rows[r].mean('cider'))
     share = spread(share_of_full(rows[best], full), 'share')
-    what = {'comparable': f"`{best}`, the best by CIDEr, has {share} of full supervision's CIDEr. "
-                          'It would take a lower end above 95 %.'}
+    what = {'comparable': (f"`{best}`, the best by CIDEr, has {share} of full supervision's CIDEr",
+                           'a lower end above 95 %')}
     tell = max(names, key=lambda r: rows[r].mean(metric))
     apart = spread(compare(rows[tell], full, metric), metric, signed=True)
     guided = verdict(rows[tell], rows, metric)['P@1 above guided']
     beside = '' if guided is None else (f', and by {spread(guided, signed=True)} from the best '
                                         'that guided decoding of full supervision reaches')
     what['more distinctive'] = (f'`{tell}` differs by {apart} from full supervision in '
-                                f'{label_of(metric)}{beside}. '
-                                'It would take both above zero.')
+                                f'{label_of(metric)}{beside}', 'both above zero')
     if told := _told(full):
         most = max(names, key=lambda r: rows[r].mean(told[0]))
         more = [f'{spread(compare(rows[most], full, k), k, signed=True)} in {label_of(k)}'
                 for k in told]
-        what['more informative'] = (f'`{most}` differs by {listed(more)}. '
-                                    'It would take lower ends above zero and above -.010.')
+        what['more informative'] = (f'`{most}` differs by {listed(more)}',
+                                    'lower ends above zero and above -.010')
     return what
+
+def _decided(rows, names, word, metric):
+    "For which rows a word is shown"
+    sure,nearly = _shown(rows, names, word, metric)
+    said = f"**shown** for {listed(f'`{r}`' for r in sure)}" if sure else '**not shown**'
+    if not nearly: return said
+    those = listed(f'`{r}`' for r in nearly)
+    return f'{said} (at 95 % alone, not after the correction: {those})'
+
+def _named(word): return f'*{word[0].upper()+word[1:]}*'
+_asked_nobody = '- *Preferred by people*: **not asked.** Nobody has answered a study of ours.'
 
 # %% ../../nbs/appendix/results.ipynb #7fbd7da9
 def abstract_in_words(
@@ -566,19 +576,35 @@ def abstract_in_words(
     names = [r for r in names if rows.get(r)]
     if not names: return '*Not yet run.*'
     lines = []
-    for word,numbers in _numbers(rows, names, metric).items():
-        sure,nearly = _shown(rows, names, word, metric)
-        said = f"shown** for {listed(f'`{r}`' for r in sure)}" if sure else 'not shown**'
-        if nearly:
-            those = listed(f'`{r}`' for r in nearly)
-            said += f' (at 95 % alone, not after the correction: {those})'
-        lines.append(f'- *{word[0].upper()+word[1:]}*: **{said}. {numbers}')
+    for word,(measured,takes) in _numbers(rows, names, metric).items():
+        said = _decided(rows, names, word, metric)
+        lines.append(f'- {_named(word)}: {said}. {measured}. It would take {takes}.')
     if not _told(rows['full']):
         lines.append('- *More informative*: **cannot be said** here, since nobody knows all that '
                      'a photo shows.')
-    lines.append('- *Preferred by people*: **not asked.** Nobody has answered a study of ours.')
-    lines.append(f'- *What does each route gain?* {_carries(rows, names, metric)}')
+    lines += [_asked_nobody, f'- *What does each route gain?* {_carries(rows, names, metric)}']
     return '\n'.join(lines)
+
+# %% ../../nbs/appendix/results.ipynb #fb1b2b48
+def abstract_of_worlds(
+    worlds:dict[str,tuple], # 'on scenes' -> rows, names and metric, as `abstract_in_words` has them
+)->str: # Markdown, a line per claim, and one of what each route gains
+    "The claims of the abstract in several worlds"
+    told = {}
+    for where,(rows,names,metric) in worlds.items():
+        names = [r for r in names if rows.get(r)]
+        if names: told[where] = rows,names,metric
+    if not told: return '*Not yet run.*'
+    # 1) word -> a sentence of each world
+    words = {}
+    for where,world in told.items():
+        for word,(measured,_) in _numbers(*world).items():
+            said = _decided(*world[:2], word, world[2])
+            words.setdefault(word, []).append(f'{said} {where}, where {measured}')
+    lines = [f"- {_named(word)}: {'; '.join(said)}." for word,said in words.items()]
+    # 2) what each route gains
+    gains = ' '.join(f'{where.capitalize()} {_carries(*world)}' for where,world in told.items())
+    return '\n'.join([*lines, _asked_nobody, f'- *What does each route gain?* {gains}'])
 
 # %% ../../nbs/appendix/results.ipynb #83dd04d8
 def flattery_in_words(

@@ -8,6 +8,7 @@ import torch
 from fastcore.script import call_parse
 from clipcap_ssl import Captioner
 from clipcap_ssl.core import read_json, write_text
+from clipcap_ssl.data.base import subset
 from clipcap_ssl.data.scenes import synonyms
 from clipcap_ssl.metrics.cider import CiderD
 from clipcap_ssl.metrics.intervals import bootstrap_ci
@@ -23,6 +24,7 @@ from clipcap_ssl.train.loop import Checkpoint, batches, fit, warmup_cosine
 from clipcap_ssl.train.policy import copy_captioner
 from clipcap_ssl.train.supervised import Pairs, optimiser
 from grid import commit
+from closer import steadied
 from trials import begin
 
 few = 16                                       # captions of an image that the other ways choose from: the best by the recipe's score
@@ -71,15 +73,19 @@ def vote(pool, at, score, own, weight):
     return score+weight*own/(pool.words[at]+1)**.5
 
 
-def choices(cfg, pool, x, stage1, model, graphs, cider, ids):
+def choices(cfg, pool, x, steady, stage1, model, graphs, cider, ids):
     "(name, text for each image) of each way to choose"
     at,score = pool.best(x, few)
     own,first = (pool.likely(m, x, at) for m in (model, stage1))
-    def of(score): return [pool.texts[j] for j in at.gather(1, score.argmax(1, keepdim=True))[:,0].tolist()]
+    def of(score, at=at): return [pool.texts[j] for j in at.gather(1, score.argmax(1, keepdim=True))[:,0].tolist()]
     def again(**how): return [pool.texts[j] for j in pool.best(x, 1, **how)[0][:,0].tolist()]
     recipe = of(score)
     yield 'recipe',recipe
     for w in (.25, .5, 1., 2.): yield f'vote_{w}',of(vote(pool, at, score, own, w))
+    # by features averaged over shifts of the picture, alone and with a vote
+    still,score_still = pool.best(steady, few)
+    own_still = pool.likely(model, x, still)
+    for w in (0., .5): yield f'shifts_vote_{w}',of(vote(pool, still, score_still, own_still, w), still)
     for w in (0., .15, .6): yield f'prior_{w}',again(prior_weight=w)
     # silent on what is optional: of captions that are nearly as good, the one that the labels' captioner finds likeliest
     near = score>score.max(1, keepdim=True).values-1
@@ -152,7 +158,8 @@ def main(
         experiment._expert(cfg, parts, model, checkpoint=Checkpoint(Path(runs), every=10**9))
         model.save_pretrained(folder)
     kept = [read_json(f)['texts'][::cfg.expert_top][:n] for f in sorted(Path(runs).glob('kept-*.json'))]
-    found = dict(seed=seed, commit=commit(), torch=torch.__version__, images=n, dev=dict(stage1=dev.score(stage1), longer=dev.score(model)),
+    before = read_json(Path(out))['dev'] if Path(out).is_file() else {}
+    found = dict(seed=seed, commit=commit(), torch=torch.__version__, images=n, dev=before|dict(stage1=dev.score(stage1), longer=dev.score(model)),
                  kept=[told(dict(zip(ids, texts)), graphs, cider)[0] for texts in kept])
     found['captioner'] = told(dict(zip(ids, greedy(model, parts.x[:n], max_new_tokens=cfg.max_new_tokens).text)), graphs, cider)[0]
     # 2) other choices
@@ -160,7 +167,9 @@ def main(
     pool = Pool(cfg, parts, model, stage1, words)
     found |= dict(pool=len(pool.texts), target=round(words, 2), choices={})
     base = None
-    for name,texts in choices(cfg, pool, parts.x[:n], stage1, model, graphs, cider, ids):
+    place = {i:k for k,i in enumerate(parts.plain.ids)}
+    steady = steadied(parts.encoder, subset(parts.plain, [place[i] for i in ids]), [(0,0), (2,0), (-2,0), (0,2), (0,-2)])
+    for name,texts in choices(cfg, pool, parts.x[:n], steady, stage1, model, graphs, cider, ids):
         found['choices'][name],each = told(dict(zip(ids, texts)), graphs, cider, base)
         if base is None: base = each
         print(name, {k:v for k,v in found['choices'][name].items() if k!='by_attribute'}, flush=True)
@@ -168,6 +177,7 @@ def main(
     # 3) one more round of training
     labelled = experiment._tokenized(parts, model, parts.labels_to_train)
     for name,how in dict(recipe=None, vote=.5).items():
+        if f'fourth_{name}' in found['dev']: continue
         found['dev'][f'fourth_{name}'] = dev.score(one_more(cfg, parts, model, pool, labelled, how))
         print(name, found['dev'][f'fourth_{name}'], flush=True)
         write_text(Path(out), json.dumps(found, indent=1, allow_nan=False)+'\n')

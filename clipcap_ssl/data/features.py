@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from ..core import clear_asides, progress, write_tensors
 from .base import Captioned, subset, without_captions
-from .photos import content_hash
+from .photos import content_hash, visible_rgb
 from ..models.encoder import ImageTextEncoder
 
 # %% ../../nbs/appendix/features.ipynb #749344dc
@@ -134,7 +134,7 @@ def _begin(ds, rows, pool, ready):
     "Let the threads open the photos of `rows`"
     def get(i):
         try:
-            image = ds.image(i)
+            image = visible_rgb(ds.image(i))
             content = content_hash(image)
         except (ValueError, OSError) as e: return e
         return ready(image),content

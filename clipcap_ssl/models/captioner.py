@@ -273,7 +273,9 @@ def new_captioner(
     seed:int=0, # of the mapping network's weights
 )->Captioner: # on the encoder's device
     "A captioner from its parts, its mapping network untrained"
-    lm,tokenizer = load_lm(lm) if isinstance(lm, (str,Path)) else lm
+    own = not isinstance(lm, (str,Path))
+    lm,tokenizer = lm if own else load_lm(lm)
+    if own and (lora or not train_lm): lm = copy.deepcopy(lm)     # yours stays as it is
     if lora: lm = add_lora(lm, lora, seed=seed)
     elif not train_lm: lm = freeze(lm)
     set_seed(seed)
@@ -289,7 +291,7 @@ import difflib, warnings
 from functools import partial
 from .calibration import Assessment, Calibration, fit_captions, fit_photos
 from .calibration import is_wrong
-from .decoding import evaluating
+from .decoding import evaluating, in_range
 from .encoder import pooled
 from .lm import tokenize_captions
 from .generate import beam, best_of_n, greedy, guided, sample
@@ -407,6 +409,7 @@ def _read_all(photos, ready, *, urls, errors):
 
 def _embed_photos(model, todo, batch_size, *, urls, errors):
     "Numbers and features of the photos that can be read, and a warning of the others"
+    in_range(batch_size=batch_size)
     ready = getattr(model.encoder, 'ready', None) or (lambda o: o)
     rows,xs,bad = [],[],[]
     photos = list(enumerate(todo))
@@ -464,6 +467,7 @@ def mean_logprob(self:Captioner,
     batch_size:int=64, # captions read at a time
 )->Float[Tensor,'b']: # nats per token
     "Log-probability of captions, averaged over their tokens"
+    in_range(batch_size=batch_size)
     found = []
     with evaluating(self):
         for part,texts in zip(_parts(x, batch_size), _parts(captions, batch_size)):

@@ -7,7 +7,7 @@ __all__ = ['shipped', 'contrastive_loss', 'ImageTextEncoder', 'OpenCLIPEncoder',
            'by_length', 'weights_hash', 'read_trained_on', 'encoder_hash', 'load_encoder', 'pooled', 'foil_accuracy']
 
 # %% ../../nbs/03_encoder.ipynb #599bf511
-import hashlib, json, logging, os, shutil, sys, urllib.request
+import hashlib, json, logging, os, re, shutil, sys, urllib.request
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -67,12 +67,13 @@ class OpenCLIPEncoder:
         tokenizer, # texts -> token ids
         *,
         name:str, # how to load it again
-        hash:str='', # of its weights, architecture, preprocessing and tokenizer
+        hash:str='', # of all its parts; '': made of its weights and preprocessing
         trained_on:frozenset=frozenset(), # names or content hashes of photos it was trained on, where known
     ):
         self.model = model.eval().requires_grad_(False)
         self.preprocess,self.tokenizer = preprocess,tokenizer
-        self.name,self.hash,self.trained_on = name,hash,frozenset(trained_on)
+        self.name,self.trained_on = name,frozenset(trained_on)
+        if hash: self.hash = hash
         self.dim = len(self.encode_text(['']).squeeze(0))
 
     @property
@@ -81,6 +82,10 @@ class OpenCLIPEncoder:
     def logit_scale(self)->float: return self.model.logit_scale.exp().item()
     @cached_property
     def weights(self)->str: return _state_hash(self.model)
+    @cached_property
+    def hash(self)->str:
+        preprocess = re.sub(' at 0x[0-9a-f]+', '', str(self.preprocess))
+        return _identity(self.weights, None, preprocess)
 
     def ready(self,
         image:Image.Image, # RGB, of any size

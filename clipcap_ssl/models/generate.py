@@ -14,7 +14,7 @@ from fastcore.meta import delegates
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from .decoding import Generation, PrefixModel, decode
+from .decoding import Generation, PrefixModel, decode, finite, in_range
 from .encoder import pooled
 
 # %% ../../nbs/09_generate.ipynb #58ebaffe
@@ -102,6 +102,8 @@ def beam(
     **kwargs, # lengths and no-repeat rule: see `decode`
 )->Generation: # b*n rows, those of an image together
     "The likeliest captions that beam search finds"
+    in_range(num_beams=num_beams)
+    finite(length_penalty=length_penalty)
     if num_beams == 1: return greedy(model, x, batch_size=batch_size, **kwargs)
     how = dict(do_sample=False, num_beams=num_beams, num_return_sequences=n)
     how['length_penalty'] = length_penalty
@@ -130,6 +132,7 @@ def guided(
     **kwargs, # lengths and no-repeat rule: see `decode`
 )->Generation: # 'b' rows
     "Greedy decoding with classifier-free guidance"
+    finite(strength=strength)
     null = torch.tensor([False,True], device=model.device).repeat(len(x))
     g = decode(model, x.repeat_interleave(2, 0), dict(do_sample=False), null=null,
                processors=[partial(guide, strength=strength)], batch_size=2*batch_size, **kwargs)

@@ -59,7 +59,8 @@ _seen = WeakKeyDictionary()   # judge -> {text: its embedding}
 
 def _embedded(judge, texts):
     "Embeddings of texts by a judge, each made once"
-    known = _seen.setdefault(judge, {})
+    try: known = _seen.setdefault(judge, {})
+    except TypeError: known = {}       # a judge that cannot be a key
     new = [t for t in dict.fromkeys(texts) if t not in known]
     if new: known.update(zip(new, judge.encode_text(new).cpu()))
     return torch.stack([known[t] for t in texts])

@@ -21,6 +21,10 @@ from ..metrics.words import split_words
 from ..metrics.wording import text_logprob
 
 # %% ../../nbs/13_reward.ipynb #772bb30f
+def _whole_precision(device):
+    "No autocast: in half precision most captions of an image would have the same reward"
+    return torch.autocast(torch.device(device).type, enabled=False)
+
 _recent = WeakKeyDictionary()   # encoder -> its last batches of different texts, and their vectors
 
 def _embed_batch(encoder, texts, keep=4, most=4096):
@@ -40,7 +44,7 @@ def embed_unique(
 )->Float[Tensor,'n d']: # unit length, in the order of `texts`
     "Embed texts, each different one once"
     at = {t:i for i,t in enumerate(dict.fromkeys(texts))}
-    y = _embed_batch(encoder, tuple(at))
+    with _whole_precision(getattr(encoder, 'device', 'cpu')): y = _embed_batch(encoder, tuple(at))
     return y[torch.tensor([at[t] for t in texts], dtype=torch.long, device=y.device)]
 
 # %% ../../nbs/13_reward.ipynb #bf08a32c
@@ -49,7 +53,8 @@ def cosine(
     x:Float[Tensor,'b d'], # features of the images; of a grid 'b n d' only the pooled vectors count
 )->Float[Tensor,'b s']: # between -1 and 1
     "The cosine of image and caption"
-    return torch.einsum('bd,bsd->bs', pooled(x, y.shape[-1]), y)
+    with _whole_precision(x.device):
+        return torch.einsum('bd,bsd->bs', pooled(x, y.shape[-1]).float(), y.float())
 
 # %% ../../nbs/13_reward.ipynb #203e50a0
 def clip_reward(
@@ -72,7 +77,7 @@ def contrastive(
 )->Float[Tensor,'b s']: # log-probabilities, at most 0
     "Log-probability of picking the image out of a bank by its caption"
     # in half precision an image would not know itself in the bank
-    with torch.autocast(x.device.type, enabled=False):
+    with _whole_precision(x.device):
         x, y = pooled(x, y.shape[-1]).float(), y.float()
         bank = pooled(bank, y.shape[-1]).to(x)
         own = scale*cosine(y, x)
@@ -204,7 +209,7 @@ def cider_reward(
             kept[xs.device] = moved,(moved**2).sum(1)
         return kept[xs.device]
     def reward(texts, xs):
-        with torch.autocast(xs.device.type, enabled=False):
+        with _whole_precision(xs.device):
             at,far = _nearest(pooled(xs, d).float(), *known(xs))
         unknown = int(far.sum())
         if unknown:

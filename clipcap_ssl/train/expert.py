@@ -357,6 +357,7 @@ def train_expert(
                   checkpoint=_of_round(checkpoint, r, n_steps),
                   desc=f'stage 2, expert, round {r+1} of {rounds}')
         mean_words = (mask.sum(1).float().mean()-1).item()        # tokens without the end token
-        rows.append(dict(round=r+1, words=mean_words, loss=log[-1]['loss'], **stats))
+        last = dict(loss=log[-1]['loss']) if log else {}
+        rows.append(dict(round=r+1, words=mean_words, **last, **stats))
         kept = None
     return rows

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, broadcast, broadcast_object_list
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object, patch_environment
 from jaxtyping import Int
 from pydantic import NonNegativeInt
 from safetensors.torch import load_file
@@ -84,6 +84,8 @@ def _same_start(acc, params):
 # %% ../../nbs/07_train.ipynb #362a6c34
 precisions = ('no','bf16','fp16') # 'no': as the weights are, float32
 log_places = ('none','tensorboard','wandb') # where numbers may be sent
+_other_ways = [f'ACCELERATE_USE_{o}'
+               for o in ('DEEPSPEED','FSDP','MEGATRON_LM','PARALLELISM_CONFIG')]
 
 def new_accelerator(
     precision:str='no', # of the forward pass, one of `precisions`
@@ -106,9 +108,10 @@ def new_accelerator(
     if was!=precision: AcceleratorState._reset_state()    # a process may train in one after another
     passes = GradientAccumulationPlugin(num_steps=accumulate)
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12)) # one may embed while others wait
-    return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=passes,
-                       log_with=None if log_with=='none' else log_with, project_dir=folder,
-                       kwargs_handlers=[patience])
+    with patch_environment(**dict.fromkeys(_other_ways, 'false')):
+        return Accelerator(mixed_precision=precision, gradient_accumulation_plugin=passes,
+                           log_with=None if log_with=='none' else log_with, project_dir=folder,
+                           kwargs_handlers=[patience])
 
 # %% ../../nbs/07_train.ipynb #27efae3a
 _accelerator = ContextVar('accelerator', default=None)

@@ -39,7 +39,8 @@ _scripts = (r'[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}'
             r'\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]')
 _no_spaces = rf'[{_scripts}&&[\p{{L}}\p{{Nl}}\p{{No}}]]'
 _spaced = rf'[[\p{{L}}\p{{N}}]--{_no_spaces}][[\p{{L}}\p{{N}}\p{{M}}]--{_no_spaces}]*'
-_character = regex.compile(rf"(?V1)(?={_no_spaces})\X|{_spaced}(?:['’·׳״‐‑-]{_spaced})*")
+_one = r'\X\p{M}*'
+_character = regex.compile(rf"(?V1)(?={_no_spaces}){_one}|{_spaced}(?:['’·׳״‐‑-]{_spaced})*")
 
 def _characters(text): return _character.findall(_plain(text))
 
@@ -232,7 +233,7 @@ def _lacks_spaces(text, least=4):
     "Is a caption written without spaces?"
     text = _plain(text)
     runs = _run.findall(text)
-    n = sum(len(regex.findall(r'\X', o)) for o in runs)
+    n = sum(len(regex.findall(_one, o)) for o in runs)
     others = sum(map(len, _word.findall(text)))-sum(map(len, runs))
     return bool(runs) and n>=least*len(runs) and n>others
 

@@ -24,10 +24,15 @@ from ..core import named_object
 
 # %% ../../nbs/appendix/words.ipynb #b036c99a
 _invisible = regex.compile(r'(?V1)[\p{Default_Ignorable_Code_Point}--\u200b]')
+_dotted = regex.compile('İ|[Ii]\u0307')
+
+def _composed(text):
+    "Marks in one with their letters; Turkish İ is an i, without the dot that lower case leaves"
+    return unicodedata.normalize('NFC', _dotted.sub('i', text))
 
 def _plain(text):
     "Lower case, composed, nothing invisible"
-    return unicodedata.normalize('NFC', _invisible.sub('', text.lower()))
+    return _composed(_invisible.sub('', text.lower()))
 
 _letters = r'[\p{L}\p{N}][\p{L}\p{N}\p{M}]*'
 _word = regex.compile(rf"{_letters}(?:['’·׳״‐‑-]{_letters})*")
@@ -74,7 +79,7 @@ def _tokenizer_command(*options):
 
 def _one_line(text):
     "A text on one line, its marks composed"
-    return ' '.join(unicodedata.normalize('NFC', text.replace('\0', ' ')).split())
+    return ' '.join(_composed(text.replace('\0', ' ')).split())
 
 def _run_once(texts):
     "PTB tokens of different texts, punctuation still there, by a Java of their own"
@@ -178,7 +183,7 @@ def _own(function, text):
     if odd:
         raise TypeError(f'tokenize gives words, and {tokenize_name(function)} gave '
                         f'{type(odd[0]).__name__} {odd[0]!r}')
-    return ['_'.join(o.lower().split()) for o in parts if o.strip()]
+    return ['_'.join(_composed(o.lower()).split()) for o in parts if o.strip()]
 
 tokenizers = ('ptb','unicode','characters')
 

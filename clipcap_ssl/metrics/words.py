@@ -14,6 +14,7 @@ import regex
 import subprocess
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -242,14 +243,35 @@ def _lacks_spaces(text, least=4):
     others = sum(map(len, _word.findall(text)))-sum(map(len, runs))
     return bool(runs) and n>=least*len(runs) and n>others
 
+_foreign = regex.compile(r'(?V1)[[\p{L}\p{M}]--[\u0000-\u024f]]')
+
+def _lost_by_ptb(texts):
+    "The captions of which PTB's tokens lack letters or marks"
+    def signs(text): return Counter(_foreign.findall(_plain(text)))
+    foreign = [o for o in texts if signs(o)]
+    if not foreign: return []
+    try: tokens = ptb_tokenize(foreign)
+    except (OSError, RuntimeError): return []      # no Java: the scores will tell
+    return [o for o,cut in zip(foreign, tokens) if signs(o)-signs(cut)]
+
+def _warn_ptb(texts, least):
+    "Warn where PTB drops letters or marks"
+    lost = _lost_by_ptb(texts)
+    if len(lost)<least*len(texts): return
+    warnings.warn(f"PTB drops letters or vowel signs of {len(lost)} of {len(texts)} captions: of "
+        f"{lost[0]!r} it leaves {ptb_tokenize(lost[:1])[0]!r}. Different words can count as the "
+        "same, and scores are too high. Take tokenize='unicode'")
+
 def warn_unspaced(
     texts:Sequence[str], # captions, of people where there are some
     tokenize:str|Callable, # how they are cut
-    least:float=.1, # share of captions without spaces that is worth a warning
+    least:float=.1, # share of captions that is worth a warning
 ):
-    "Warn where captions have no spaces, and are cut as if they had"
+    "Warn where captions have no spaces, and are cut as if they had, or where PTB drops their signs"
     if tokenize not in ('ptb','unicode') or not texts: return
-    if sum(map(_lacks_spaces, texts))<least*len(texts): return
+    if sum(map(_lacks_spaces, texts))<least*len(texts):
+        if tokenize=='ptb': _warn_ptb(texts, least)
+        return
     warnings.warn('Captions are in a script without spaces (Chinese, Japanese, Thai, ...), so that '
         "whole sentences count as one word. Take tokenize='characters', or hand over a function "
         'that gives the words of a text')

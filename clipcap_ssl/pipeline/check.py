@@ -837,7 +837,8 @@ def labelled_photos(
 def _parts_to_see(cfg, plan):
     "The data sets to look at, by part: those of the plan, or all rows"
     from clipcap_ssl.data.base import CaptionFolder
-    if plan is None: return dict(photos=CaptionFolder(cfg.data))
+    if plan is None:
+        return dict(photos=CaptionFolder(cfg.data, manifest=cfg.manifest or None))
     own = labelled_photos(plan)
     parts = dict(labelled=own, dev=plan.dev, without=plan.plain, test=plan.test)
     return {k:o for k,o in parts.items() if o}

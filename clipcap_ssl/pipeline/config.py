@@ -588,9 +588,11 @@ def save_config(
 
 
 # %% ../../nbs/appendix/config.ipynb #ea2bc151
-places = ('data','unlabelled','features','encoder','judge','lm','parent') # settings that may be folders
+# settings that may be folders or files
+places = ('data','splits','unlabelled','features','encoder','judge','lm','parent')
 # what stands before a path
-_kinds = dict(unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',), lm=('',))
+_kinds = dict(splits=(), unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',),
+              lm=('',))
 
 def _split_place(value):
     "What stands before a path, such as 'open_clip:', and the path"

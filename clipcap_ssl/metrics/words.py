@@ -14,6 +14,7 @@ import regex
 import subprocess
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +25,15 @@ from ..core import named_object
 
 # %% ../../nbs/appendix/words.ipynb #b036c99a
 _invisible = regex.compile(r'(?V1)[\p{Default_Ignorable_Code_Point}--\u200b]')
+_dotted = regex.compile('İ|[Ii]\u0307')
+
+def _composed(text):
+    "Marks in one with their letters; Turkish İ is an i, without the dot that lower case leaves"
+    return unicodedata.normalize('NFC', _dotted.sub('i', text))
 
 def _plain(text):
     "Lower case, composed, nothing invisible"
-    return unicodedata.normalize('NFC', _invisible.sub('', text.lower()))
+    return _composed(_invisible.sub('', text.lower()))
 
 _letters = r'[\p{L}\p{N}][\p{L}\p{N}\p{M}]*'
 _word = regex.compile(rf"{_letters}(?:['’·׳״‐‑-]{_letters})*")
@@ -39,7 +45,8 @@ _scripts = (r'[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}'
             r'\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]')
 _no_spaces = rf'[{_scripts}&&[\p{{L}}\p{{Nl}}\p{{No}}]]'
 _spaced = rf'[[\p{{L}}\p{{N}}]--{_no_spaces}][[\p{{L}}\p{{N}}\p{{M}}]--{_no_spaces}]*'
-_character = regex.compile(rf"(?V1)(?={_no_spaces})\X|{_spaced}(?:['’·׳״‐‑-]{_spaced})*")
+_one = r'\X\p{M}*'
+_character = regex.compile(rf"(?V1)(?={_no_spaces}){_one}|{_spaced}(?:['’·׳״‐‑-]{_spaced})*")
 
 def _characters(text): return _character.findall(_plain(text))
 
@@ -73,7 +80,7 @@ def _tokenizer_command(*options):
 
 def _one_line(text):
     "A text on one line, its marks composed"
-    return ' '.join(unicodedata.normalize('NFC', text.replace('\0', ' ')).split())
+    return ' '.join(_composed(text.replace('\0', ' ')).split())
 
 def _run_once(texts):
     "PTB tokens of different texts, punctuation still there, by a Java of their own"
@@ -177,7 +184,7 @@ def _own(function, text):
     if odd:
         raise TypeError(f'tokenize gives words, and {tokenize_name(function)} gave '
                         f'{type(odd[0]).__name__} {odd[0]!r}')
-    return ['_'.join(o.lower().split()) for o in parts if o.strip()]
+    return ['_'.join(_composed(o.lower()).split()) for o in parts if o.strip()]
 
 tokenizers = ('ptb','unicode','characters')
 
@@ -232,18 +239,39 @@ def _lacks_spaces(text, least=4):
     "Is a caption written without spaces?"
     text = _plain(text)
     runs = _run.findall(text)
-    n = sum(len(regex.findall(r'\X', o)) for o in runs)
+    n = sum(len(regex.findall(_one, o)) for o in runs)
     others = sum(map(len, _word.findall(text)))-sum(map(len, runs))
     return bool(runs) and n>=least*len(runs) and n>others
+
+_foreign = regex.compile(r'(?V1)[[\p{L}\p{M}]--[\u0000-\u024f]]')
+
+def _lost_by_ptb(texts):
+    "The captions of which PTB's tokens lack letters or marks"
+    def signs(text): return Counter(_foreign.findall(_plain(text)))
+    foreign = [o for o in texts if signs(o)]
+    if not foreign: return []
+    try: tokens = ptb_tokenize(foreign)
+    except (OSError, RuntimeError): return []      # no Java: the scores will tell
+    return [o for o,cut in zip(foreign, tokens) if signs(o)-signs(cut)]
+
+def _warn_ptb(texts, least):
+    "Warn where PTB drops letters or marks"
+    lost = _lost_by_ptb(texts)
+    if len(lost)<least*len(texts): return
+    warnings.warn(f"PTB drops letters or vowel signs of {len(lost)} of {len(texts)} captions: of "
+        f"{lost[0]!r} it leaves {ptb_tokenize(lost[:1])[0]!r}. Different words can count as the "
+        "same, and scores are too high. Take tokenize='unicode'")
 
 def warn_unspaced(
     texts:Sequence[str], # captions, of people where there are some
     tokenize:str|Callable, # how they are cut
-    least:float=.1, # share of captions without spaces that is worth a warning
+    least:float=.1, # share of captions that is worth a warning
 ):
-    "Warn where captions have no spaces, and are cut as if they had"
+    "Warn where captions have no spaces, and are cut as if they had, or where PTB drops their signs"
     if tokenize not in ('ptb','unicode') or not texts: return
-    if sum(map(_lacks_spaces, texts))<least*len(texts): return
+    if sum(map(_lacks_spaces, texts))<least*len(texts):
+        if tokenize=='ptb': _warn_ptb(texts, least)
+        return
     warnings.warn('Captions are in a script without spaces (Chinese, Japanese, Thai, ...), so that '
         "whole sentences count as one word. Take tokenize='characters', or hand over a function "
         'that gives the words of a text')

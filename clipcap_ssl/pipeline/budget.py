@@ -168,6 +168,11 @@ def _timed_as_asked(cfg, encoder, texts):
         warnings.simplefilter('ignore')
         return time_steps(replace(cfg, rows=all_rows(cfg)), encoder, texts)
 
+def _most_passes(cfg, n_labels):
+    "Passes into which every batch can be cut"
+    if cfg.policy_objective=='batch_normed': return 1          # needs whole batches
+    return min(cfg.batch, cfg.policy_batch, cfg.label_batch or 32, 32, max(n_labels, 1))
+
 def fit_budget(
     cfg:Config, # the settings
     seconds:float, # for the whole run
@@ -185,7 +190,7 @@ def fit_budget(
         plan = plan_parts(cfg)
     encoder,texts = load_encoder(cfg.encoder, device),_texts(plan)
     # 2) memory
-    most = min(cfg.batch, cfg.policy_batch, 32, max(len(plan.labels_to_train), 1))
+    most = _most_passes(cfg, len(plan.labels_to_train))
     time = partial(_timed_as_asked, encoder=encoder, texts=texts)
     small,timed = fit_memory(cfg, time, memory_room(device, workers), most=most)
     # 3) time

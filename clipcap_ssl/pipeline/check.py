@@ -396,7 +396,7 @@ def unnamed_photos(
 )->list[str]: # paths below the data's folder
     "Photos in the folder that no row names"
     rows = read_rows(cfg.data, cfg.manifest or None)
-    if cfg.unlabelled: rows = rows+read_rows(cfg.data, cfg.unlabelled)
+    if cfg.unlabelled and ':' not in cfg.unlabelled: rows += read_rows(cfg.data, cfg.unlabelled)
     named = {Path(o.file).as_posix() for o in rows}
     return [o for o in photos_below(data_folder(cfg.data)) if o not in named]
 
@@ -836,10 +836,14 @@ def labelled_photos(
 
 def _parts_to_see(cfg, plan):
     "The data sets to look at, by part: those of the plan, or all rows"
-    from clipcap_ssl.data.base import CaptionFolder
-    if plan is None: return dict(photos=CaptionFolder(cfg.data))
-    own = labelled_photos(plan)
-    parts = dict(labelled=own, dev=plan.dev, without=plan.plain, test=plan.test)
+    from clipcap_ssl.data.base import CaptionFolder, subset
+    if plan is None:
+        return dict(photos=CaptionFolder(cfg.data, manifest=cfg.manifest or None))
+    own,plain = labelled_photos(plan),plan.plain
+    if cfg.unlabelled.startswith('store:'):                # it has no photos to look at
+        named = set(plan.train.ids)
+        plain = subset(plain, [i for i,o in enumerate(plain.ids) if o in named])
+    parts = dict(labelled=own, dev=plan.dev, without=plain, test=plan.test)
     return {k:o for k,o in parts.items() if o}
 
 # %% ../../nbs/appendix/check.ipynb #b85a3004

@@ -316,13 +316,17 @@ def _figure(row):
     about = f'{name} <i>{row["similarity"]:.2f}</i>{unsure}'
     return f'<figure>{picture}<figcaption>{said}{about}</figcaption></figure>'
 
+def _writable(text):
+    "The text with an escape for half a character, which no file can hold"
+    return text.encode('utf-8', 'backslashreplace').decode()
+
 def caption_page(
     rows, # as `clipcap_caption` gives them: file, caption, similarity, unsure, why; or file, error
 )->str: # HTML
     "Photos with their captions as one self-contained page"
     from clipcap_ssl.report.gallery import page_head
     figures = ''.join(map(_figure, rows))
-    return f'{page_head}<h1>Captions</h1><main>{figures}</main></html>\n'
+    return _writable(f'{page_head}<h1>Captions</h1><main>{figures}</main></html>\n')
 
 _formula = ('=','+','-','@','\t','\r','\n','＝','＋','－','＠')   # what a spreadsheet computes
 
@@ -331,7 +335,7 @@ def _csv_cell(value):
     if value is None: return ''
     if isinstance(value, bool): return str(value).lower()
     if not isinstance(value, str): return value
-    text = value.encode('utf-8', 'backslashreplace').decode()   # half a character has no bytes
+    text = _writable(value)
     return f"'{text}" if text.startswith(_formula) else text
 
 def caption_csv(

@@ -470,6 +470,23 @@ def _check_values(cfg):
     for name in ('data','encoder','judge','lm'):
         if not getattr(cfg, name).strip(): raise ValueError(f'{name} is empty')
 
+_expert_rows = {'stage2_expert','reward_free','expert_own','oracle_expert','full_stage2'}
+_policy_rows = {'stage2_policy','anchors_only','stage2_gumbel'}
+
+def _check_passes(cfg):
+    "Refuse batches that cannot be cut into passes"
+    kinds,sizes = {r.partition('@')[0] for r in cfg.rows},['batch']
+    if kinds&{*_policy_rows, 'abstract','naive'}: sizes.append('policy_batch')
+    anchored = kinds&(_expert_rows|_policy_rows) and cfg.label_weight
+    if anchored and cfg.label_batch: sizes.append('label_batch')
+    for k in sizes:
+        if getattr(cfg, k)<cfg.accumulate:
+            raise ValueError(f'accumulate ({cfg.accumulate}) cuts every batch into as many passes, '
+                f'and {k} is {getattr(cfg, k)}: take a smaller accumulate or a larger {k}')
+    by_policy = kinds&{'stage2_policy','anchors_only'}
+    if by_policy and cfg.policy_objective=='batch_normed' and cfg.accumulate>1:
+        raise ValueError('policy_objective=batch_normed needs whole batches: accumulate is 1')
+
 def _check_together(cfg):
     "Refuse settings that contradict each other"
     if not cfg.rows: raise ValueError('rows is empty: name one row or more')
@@ -489,6 +506,7 @@ def _check_together(cfg):
     if cfg.reward=='in_batch' and cfg.policy_batch<2:
         raise ValueError('reward=in_batch compares the photos of a batch: '
                          'policy_batch is 2 or more')
+    _check_passes(cfg)
 
 def check_config(
     cfg:Config, # made from a recipe, or in Python
@@ -588,9 +606,11 @@ def save_config(
 
 
 # %% ../../nbs/appendix/config.ipynb #ea2bc151
-places = ('data','unlabelled','features','encoder','judge','lm','parent') # settings that may be folders
+# settings that may be folders or files
+places = ('data','splits','unlabelled','features','encoder','judge','lm','parent')
 # what stands before a path
-_kinds = dict(unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',), lm=('',))
+_kinds = dict(splits=(), unlabelled=('store:',), encoder=('open_clip:',), judge=('open_clip:',),
+              lm=('',))
 
 def _split_place(value):
     "What stands before a path, such as 'open_clip:', and the path"

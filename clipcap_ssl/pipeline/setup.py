@@ -27,6 +27,7 @@ from ..data.base import subset, without_captions
 from ..data.captions import data_folder, read_utf8, whole_text
 from ..data.features import Features, Rows, embed_to_file, encode_dataset
 from ..data.features import join_files, join_rows
+from ..metrics.words import words
 from ..models.encoder import ImageTextEncoder, load_encoder, shipped
 from ..models.loading import shipped_lms
 from ..report.evaluate import human_row
@@ -319,12 +320,18 @@ def _set_aside(refs):
     if any(len(o)<2 for o in refs.values()): return {},refs
     return human_row(refs)
 
+def _with_words(ds):
+    "The same photos, with those captions that have a word"
+    said = [[c for c in o if words(c)] for o in ds.captions]
+    return Captioned(ds.ids, said, ds.image, stamp=ds.stamp)
+
 def _judged(ds, judge, *, look, verify=False, scenes=None):
     "Photos to judge on: those that the encoders could read and that have captions"
-    bare = [o for o,c in zip(ds.ids, ds.captions) if not any(map(str.strip, c))]
+    ds = _with_words(ds)
+    bare = [o for o,c in zip(ds.ids, ds.captions) if not c]
     if bare:
-        warnings.warn(f'{len(bare)} of {len(ds)} photos to judge on have no caption and are left '
-            f'out, first {bare[0]}')
+        warnings.warn(f'{len(bare)} of {len(ds)} photos to judge on have no caption with a word in '
+            f'it and are left out, first {bare[0]}')
     ds = subset(ds, [i for i,o in enumerate(ds.ids) if o not in set(bare)])
     if not ds.ids: raise ValueError('None of the photos to judge on has a caption')
     seen = look(ds)

@@ -152,7 +152,7 @@ def _check_material(captions, references, x, *, judge, scenes, metrics, tokenize
     if not captions: raise ValueError('No captions to judge')
     texts = list(captions.values())
     if references is not None: check_references(captions, references, metrics)
-    else: warn_unspaced(texts, tokenize)
+    else: warn_unspaced(texts, for_counts(tokenize))
     if judge is not None: _check_features(texts, x)
     if scenes is not None and captions.keys()!=scenes.keys():
         odd = sorted(map(str, captions.keys()^scenes.keys()))

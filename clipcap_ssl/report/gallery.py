@@ -10,8 +10,9 @@ import base64, io
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from ..core import whole_file, write_text
+from ..data.photos import visible_rgb
 from ..figures import marked_words, palette, show_captions
 
 # %% ../../nbs/appendix/gallery.ipynb #3d2a01a6
@@ -43,7 +44,7 @@ def data_uri(
     size:int=384, # longest side, pixels
 )->str: # JPEG
     "A picture as text that a page can hold"
-    im = ImageOps.exif_transpose(image).convert('RGB')
+    im = visible_rgb(image).copy()
     im.thumbnail((size,size))
     quality = 95 if max(im.size)<=128 else 88      # drawings are small and have edges
     buf = io.BytesIO()

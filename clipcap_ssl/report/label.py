@@ -96,9 +96,10 @@ def add_captions(
             at[row.file].captions += fresh
             new += len(fresh)
     if not new: raise ValueError('There is no new caption in '+', '.join(map(str, saved)))
-    lines = [dict(file=o.file, captions=o.captions, **({'split':o.split} if o.split else {}))
-             for o in [*rows, *(o for o in more if o.captions and at[o.file] is o)]]
-    write_lines(out, lines)
+    def line(o):
+        known = {k:v for k,v in dict(id=o.id, split=o.split).items() if v}
+        return dict(file=o.file, captions=o.captions, **known)
+    write_lines(out, map(line, [*rows, *(o for o in more if o.captions and at[o.file] is o)]))
     return new
 
 # %% ../../nbs/appendix/label.ipynb #a4537317

@@ -19,7 +19,7 @@ def _one_form(text):
     "Lower case, one form for each digit and quote, nothing that cannot be seen"
     text = _unseen.sub('', text.translate(_wide | _apostrophes))
     text = regex.sub(r'\p{Nd}', lambda digit: str(unicodedata.decimal(digit[0])), text)
-    return unicodedata.normalize('NFC', text.lower())
+    return unicodedata.normalize('NFC', text.lower().replace('i\u0307', 'i'))   # of Turkish İ
 
 # %% ../../nbs/appendix/spelling.ipynb #0ce3e78d
 _in_word = r'[\p{L}\p{N}\p{M}]'

@@ -94,7 +94,7 @@ def test_photos(
     cfg:Config, # settings of a run
 )->Captioned: # its test photos, and perhaps others
     "The photos that a run was judged on"
-    if cfg.data!='scenes': return CaptionFolder(cfg.data)
+    if cfg.data!='scenes': return CaptionFolder(cfg.data, manifest=cfg.manifest or None)
     from clipcap_ssl.pipeline.setup import scene_parts      # imports torch, unlike the rest
     return scene_parts(cfg)[2]
 

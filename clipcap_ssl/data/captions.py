@@ -231,6 +231,7 @@ def _photo_folder(folder, names):
 # %% ../../nbs/appendix/captions.ipynb #c45a2411
 def read_flickr(
     path:Path, # Flickr8k.token.txt, results_20130124.token: name#number<TAB>caption
+    folder:Path=None, # holds the photos, or a folder with them; None: the folder of `path`
 )->list[PhotoRow]:
     "Rows of a Flickr token file"
     captions = {}
@@ -247,7 +248,7 @@ def read_flickr(
         if not split: continue
         names = [l.strip() for l in read_utf8(o).split('\n')]
         splits |= dict.fromkeys(filter(None, names), split[1])
-    prefix = _photo_folder(path.parent, list(captions))
+    prefix = _photo_folder(folder or path.parent, list(captions))
     return [PhotoRow(prefix+k, v, splits.get(k), k, path.name) for k,v in captions.items()]
 
 # %% ../../nbs/appendix/captions.ipynb #09af6465
@@ -283,6 +284,8 @@ def _files(folder, *patterns, holds=''):
     return [o for o in found if holds.encode() in start(o)]
 
 # %% ../../nbs/appendix/captions.ipynb #1f6f7403
+_token_files = '*.token.txt','*.token'
+
 def _formats(folder):
     "What a folder could be read as: name of the format, and a function that reads it"
     if p := _one(folder, ['captions.jsonl']): yield 'JSON lines', lambda: read_json_lines(p)
@@ -294,8 +297,8 @@ def _formats(folder):
     manifests = 'metadata.jsonl','metadata.csv','*/metadata.jsonl','*/metadata.csv'
     if found := _files(folder, *manifests):
         yield 'Hugging Face', lambda: _read_metadata(folder, found)
-    if found := _files(folder, '*.token.txt', '*.token'):
-        yield 'Flickr', lambda: read_flickr(found[0])
+    tokens = [o for o in _files(folder, *_token_files) if 'lemma' not in o.name]
+    if tokens: yield 'Flickr', lambda: read_flickr(tokens[0])
     if next(folder.rglob('*.txt'), None): yield 'text beside photos', lambda: read_beside(folder)
 
 # %% ../../nbs/appendix/captions.ipynb #a6b79788
@@ -392,7 +395,7 @@ def _captions_near(folder):
 
 def read_rows(
     data:str|Path, # the folder of photos and captions; 'coco:FOLDER' or 'karpathy:FOLDER' for COCO
-    manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
+    manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json, .token.txt) instead
 )->list[PhotoRow]: # one per photo
     "The photos of a folder and their captions, in whichever format"
     folder,(kind,asked) = data_folder(data),_asked_formats(data)
@@ -402,6 +405,7 @@ def read_rows(
         path = folder/manifest
         if not path.is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. {how}')
         if path.suffix=='.json': return _read_manifest_json(path, folder)
+        if any(path.match(o) for o in _token_files): return read_flickr(path, folder)
         return {'.csv':read_table, '.tsv':read_table}.get(path.suffix, read_json_lines)(path)
     for name,read in _formats(folder):
         if asked and name not in asked: continue

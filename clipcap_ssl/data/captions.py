@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, FailFast, Field
 from typing_extensions import NotRequired, TypedDict
 from ..core import write_bytes, write_json
+from .photos import photos_below
 from ..documents import Name, checked, parse_json, read_utf8
 
 # %% ../../nbs/appendix/captions.ipynb #ed795321
@@ -220,8 +221,6 @@ def _karpathy_row(found, where):
     return PhotoRow(file, captions, 'train' if split=='restval' else split, None, where)
 
 # %% ../../nbs/appendix/captions.ipynb #89290311
-_photo_types = ('.jpg','.jpeg','.png','.webp','.gif','.bmp','.tif','.tiff','.heic','.avif')
-
 def _photo_folder(folder, names):
     "The folder in which most of some photos lie: `folder` itself or one in it"
     there = [folder, *(o for o in sorted(folder.iterdir()) if o.is_dir())]
@@ -257,13 +256,12 @@ def read_beside(
 )->list[PhotoRow]:
     "Rows of photos with text beside them; the first folder is the split"
     rows = []
-    for o in sorted(folder.rglob('*')):
-        if o.suffix.lower() not in _photo_types or o.is_dir(): continue
-        path, text = o.relative_to(folder), o.with_suffix('.txt')
+    for parts in sorted(o.split('/') for o in photos_below(folder)):
+        path,text = '/'.join(parts),folder.joinpath(*parts).with_suffix('.txt')
         lines = read_utf8(text).split('\n') if text.is_file() else []
         captions = _written([l.strip() for l in lines])
-        split = path.parts[0] if len(path.parts)>1 else None
-        rows.append(PhotoRow(path.as_posix(), captions, split, None, path.as_posix()))
+        split = parts[0] if len(parts)>1 else None
+        rows.append(PhotoRow(path, captions, split, None, path))
     return rows
 
 # %% ../../nbs/appendix/captions.ipynb #809624f4
@@ -299,7 +297,7 @@ def _formats(folder):
         yield 'Hugging Face', lambda: _read_metadata(folder, found)
     tokens = [o for o in _files(folder, *_token_files) if 'lemma' not in o.name]
     if tokens: yield 'Flickr', lambda: read_flickr(tokens[0])
-    if next(folder.rglob('*.txt'), None): yield 'text beside photos', lambda: read_beside(folder)
+    yield 'text beside photos', lambda: read_beside(folder)
 
 # %% ../../nbs/appendix/captions.ipynb #a6b79788
 def _placed(folder, rows, folders=('','images/')):

@@ -73,8 +73,9 @@ def _merged(rows):
 
 # %% ../../nbs/appendix/captions.ipynb #3d562b71
 _file_names = 'file','file_name','filename','image','path'
+_caption_names = 'captions','caption','text'
 _by_file = Field(validation_alias=AliasChoices(*_file_names))
-_by_caption = Field(validation_alias=AliasChoices('captions','caption','text'))
+_by_caption = Field(validation_alias=AliasChoices(*_caption_names))
 
 class _Row(TypedDict):
     "What we use of a row of a manifest"
@@ -83,11 +84,33 @@ class _Row(TypedDict):
     split:NotRequired[str|None]
     id:NotRequired[Name|None]
 
+def _plain(name):
+    "The name of a column without capitals and without blanks around it"
+    return name.strip().casefold()
+
 def _to_row(found, where, *, prefix='', split=None):
     "A dict of a manifest as a `PhotoRow`"
+    if isinstance(found, dict): found = {_plain(k):v for k,v in found.items()} | found
     o = checked(found, _Row, where)
-    own,name = o.get('split') or split,o.get('id') or None
+    own,name = (o.get('split') or '').strip() or split,o.get('id') or None
     return PhotoRow(prefix+o['file'], o.get('captions', []), own, name, where)
+
+# %% ../../nbs/appendix/captions.ipynb #c878ce2b
+_like = re.compile('capt|sentence|descri|comment|text|split|subset|partition')
+_about = re.compile('(id|number|count|length)$')
+
+def _unread(names):
+    "Those names of columns that look like captions or splits and are not read"
+    plain = {_plain(o):o for o in names}
+    known = {'split', next((o for o in _caption_names if o in plain), None)}
+    return [o for k,o in plain.items() if _like.search(k) and not _about.search(k)
+            and k not in known]
+
+def _tell_unread(names, path):
+    "Warn of columns that are not read"
+    if names:
+        warnings.warn(f'{path.name}: not read: {", ".join(names)}. Captions are read from '
+                      'captions, caption or text, and splits from split')
 
 # %% ../../nbs/appendix/captions.ipynb #95436436
 def read_json_lines(
@@ -96,34 +119,39 @@ def read_json_lines(
     split:str=None, # of rows that name none
 )->list[PhotoRow]:
     "Rows of `captions.jsonl` or `metadata.jsonl`"
-    rows = []
+    rows,named = [],set()
     for n,line in enumerate(read_utf8(path).split('\n'), 1):
         where = f'{path.name}, line {n}'
         if not line.strip(): continue
-        rows.append(_to_row(parse_json(line, where), where, prefix=prefix, split=split))
+        found = parse_json(line, where)
+        rows.append(_to_row(found, where, prefix=prefix, split=split))
+        named.add(tuple(found))
+    _tell_unread(sorted({o for names in named for o in _unread(names)}), path)
     return _merged(rows)
 
 # %% ../../nbs/appendix/captions.ipynb #1708797f
-def _check_columns(columns, path):
-    "Refuse a table whose first line does not name its columns, each once"
+def _name_columns(table, path):
+    "Name the columns by the first line of a table; refuse one that does not, each once"
+    written = table.fieldnames or []
+    columns = table.fieldnames = [_plain(o) for o in written]
     if not set(columns)&set(_file_names):
         raise ValueError(f'{path.name}: the first line names the columns, '
             f'such as file,caption,split, and not {columns}')
     twice = [k for k in columns if columns.count(k)>1]
     if twice: raise ValueError(f'{path.name}: the column {twice[0]!r} comes twice')
+    _tell_unread(_unread(written), path)
 
 def _lines(table, path):
     "The lines of a table; an error names the file"
     try:
-        _check_columns(table.fieldnames or [], path)
+        _name_columns(table, path)
         yield from table
     except csv.Error as e:
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
-def _between(text):
+def _between(first):
     "What stands between the columns of a table: semicolons, if its first line has these alone"
-    first = text.partition('\n')[0]
     return ';' if ';' in first and ',' not in first else ','
 
 def read_table(
@@ -133,13 +161,17 @@ def read_table(
 )->list[PhotoRow]:
     "Rows of `captions.csv`, `captions.tsv` or `metadata.csv`"
     text = read_utf8(path)
-    between = '\t' if path.suffix=='.tsv' else _between(text)
-    table = csv.DictReader(io.StringIO(text, newline=''), delimiter=between, strict=True)
+    first = text.partition('\n')[0].rstrip('\r')
+    between = '\t' if path.suffix=='.tsv' else _between(first)
+    padded = any(o!=o.strip(' ') for o in first.split(between))
+    how = dict(delimiter=between, strict=True, skipinitialspace=padded)
+    table = csv.DictReader(io.StringIO(text, newline=''), **how)
     rows = []
     for found in _lines(table, path):
         where = f'{path.name}, line {table.line_num}'
         if None in found or None in found.values():
             raise ValueError(f'{where}: not the {len(table.fieldnames)} columns of the first line')
+        if padded: found = {k:v.strip() for k,v in found.items()}
         rows.append(_to_row(found, where, prefix=prefix, split=split))
     return _merged(rows)
 

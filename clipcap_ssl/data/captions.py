@@ -259,6 +259,20 @@ def _photo_folder(folder, names):
     best = max(there, key=lambda o: sum(os.path.exists(o/n) for n in names[:50]))
     return '' if best==folder else best.name+'/'
 
+# %% ../../nbs/appendix/captions.ipynb #f9c2f773
+def _flickr_splits(folder):
+    "The split of each photo that a list of names beside the token file has"
+    splits,lists = {},{}
+    for o in sorted(folder.glob('*Images.txt')):
+        split = re.search(r'(train|dev|test)Images\.txt$', o.name)
+        if not split: continue
+        for name in filter(None, map(str.strip, read_utf8(o).split('\n'))):
+            if splits.setdefault(name, split[1])!=split[1]:
+                raise ValueError(f'{o.name}: {name} is of split {split[1]!r} here, '
+                                 f'of {splits[name]!r} in {lists[name]}')
+            lists.setdefault(name, o.name)
+    return splits
+
 # %% ../../nbs/appendix/captions.ipynb #c45a2411
 def read_flickr(
     path:Path, # Flickr8k.token.txt, results_20130124.token: name#number<TAB>caption
@@ -273,12 +287,7 @@ def read_flickr(
             raise ValueError(f'{path.name}, line {n}: a line is name#number, tab, caption')
         name = checked(found[1], _Inside, f'{path.name}, line {n}')
         captions.setdefault(name, []).extend(_written([found[2]]))
-    splits = {}
-    for o in sorted(path.parent.glob('*Images.txt')):
-        split = re.search(r'(train|dev|test)Images\.txt$', o.name)
-        if not split: continue
-        names = [l.strip() for l in read_utf8(o).split('\n')]
-        splits |= dict.fromkeys(filter(None, names), split[1])
+    splits = _flickr_splits(path.parent)
     prefix = _photo_folder(folder or path.parent, list(captions))
     return [PhotoRow(prefix+k, v, splits.get(k), k, path.name) for k,v in captions.items()]
 

@@ -149,6 +149,15 @@ def _lines(table, path):
     except csv.Error as e:
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
+# %% ../../nbs/appendix/captions.ipynb #96f3b69f
+def _quoted(line):
+    "A line of a .tsv for `csv`: quotes that do not stand around a whole value are letters"
+    try: next(csv.reader([line], delimiter='\t', strict=True))
+    except csv.Error:
+        values = line.rstrip('\r\n').replace('"', '""').split('\t')
+        return '\t'.join(f'"{o}"' for o in values)+'\n'
+    return line
+
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
 def _between(first):
     "What stands between the columns of a table: semicolons, if its first line has these alone"
@@ -165,7 +174,8 @@ def read_table(
     between = '\t' if path.suffix=='.tsv' else _between(first)
     padded = any(o!=o.strip(' ') for o in first.split(between))
     how = dict(delimiter=between, strict=True, skipinitialspace=padded)
-    table = csv.DictReader(io.StringIO(text, newline=''), **how)
+    lines = io.StringIO(text, newline='')
+    table = csv.DictReader(map(_quoted, lines) if path.suffix=='.tsv' else lines, **how)
     rows = []
     for found in _lines(table, path):
         where = f'{path.name}, line {table.line_num}'

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, FailFast, Field
 from typing_extensions import NotRequired, TypedDict
 from ..core import write_bytes, write_json
-from .photos import photos_below
+from .photos import file_stamp, photos_below
 from ..documents import Name, checked, parse_json, read_utf8
 
 # %% ../../nbs/appendix/captions.ipynb #ed795321
@@ -266,7 +266,7 @@ def _karpathy_row(found, where):
 def _photo_folder(folder, names):
     "The folder in which most of some photos lie: `folder` itself or one in it"
     there = [folder, *(o for o in sorted(folder.iterdir()) if o.is_dir())]
-    best = max(there, key=lambda o: sum(os.path.exists(o/n) for n in names[:50]))
+    best = max(there, key=lambda o: sum(bool(file_stamp(o/n)) for n in names[:50]))
     return '' if best==folder else best.name+'/'
 
 # %% ../../nbs/appendix/captions.ipynb #f9c2f773
@@ -354,7 +354,7 @@ def _formats(folder):
 def _placed(folder, rows, folders=('','images/')):
     "Rows whose photos lie in one of some folders, or in another one below"
     names = [o.file for o in rows[:50]]
-    def there(prefix): return sum(os.path.exists(folder/f'{prefix}{n}') for n in names)
+    def there(prefix): return sum(bool(file_stamp(folder/f'{prefix}{n}')) for n in names)
     prefix = max(folders, key=there)
     if not there(prefix): prefix = _photo_folder(folder, names) or folders[0]
     for o in rows: o.id,o.file = o.id or o.file,prefix+o.file
@@ -370,7 +370,7 @@ _year_2014 = re.compile(r'(?:.*/)?COCO_(?:train|val)2014_(\d{12}\.jpg)')
 
 def _with_2017(folder, rows):
     "Karpathy's rows, which name the photos of 2014, where only the photos of 2017 are there"
-    if not rows or os.path.exists(folder/rows[0].file): return rows
+    if not rows or file_stamp(folder/rows[0].file): return rows
     parts = [o for o in ('train2017','val2017','images/train2017','images/val2017')
              if (folder/o).is_dir()]
     at = {name:f'{o}/{name}' for o in parts for name in os.listdir(folder/o)}

@@ -62,11 +62,13 @@ def visible_rgb(
 
 # %% ../../nbs/appendix/photos.ipynb #6001b976
 def _find(path):
-    "The path as the disk spells it: Unicode has two forms of many names"
+    "The path as the disk spells it: Unicode has two forms of many names, Windows writes \\"
     if path.exists(): return path
     found = Path(path.anchor)
     for part in path.parts[len(found.parts):]:
-        spelt = (part, *(unicodedata.normalize(f, part) for f in ('NFC','NFD')))
+        slashed = part.replace('\\', '/').lstrip('/')
+        forms = (unicodedata.normalize(f, o) for o in (part, slashed) for f in ('NFC','NFD'))
+        spelt = (part, *forms)
         found = next((found/o for o in spelt if (found/o).exists()), found/part)
     return found
 
@@ -82,7 +84,7 @@ def file_stamp(
 )->str: # another stamp means another photo; '' if there is no such file
     "What tells a file from one that replaced it: its size, and when it was changed"
     try: info = _find(Path(path)).stat()
-    except OSError: return ''
+    except (OSError,ValueError): return ''    # a name with half a character is none of a file
     return f'{info.st_size} {info.st_mtime_ns}'
 
 # %% ../../nbs/appendix/photos.ipynb #b87e5362

@@ -14,7 +14,7 @@ __all__ = ['encoders_wanted', 'lms_wanted', 'Finding', 'stops', 'Part', 'plan_ta
            'clipcap_check', 'quick_check']
 
 # %% ../../nbs/appendix/check.ipynb #bfd88bfb
-import hashlib, json, math, os, random, sys, threading, time, warnings
+import hashlib, json, math, os, random, sys, threading, time, unicodedata, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -370,14 +370,19 @@ def photo_findings(
     return found
 
 # %% ../../nbs/appendix/check.ipynb #1ec8c7ac
+def _one_spelling(file):
+    "A path in one of the spellings by which a photo is found"
+    return unicodedata.normalize('NFC', Path(file.replace('\\', '/')).as_posix())
+
 def unnamed_photos(
     cfg:Config, # the settings
 )->list[str]: # paths below the data's folder
     "Photos in the folder that no row names"
     rows = read_rows(cfg.data, cfg.manifest or None)
     if cfg.unlabelled: rows = rows+read_rows(cfg.data, cfg.unlabelled)
-    named = {Path(o.file).as_posix() for o in rows}
-    return [o for o in photos_below(data_folder(cfg.data), 200_000) if o not in named]
+    named = {_one_spelling(o.file) for o in rows}
+    there = photos_below(data_folder(cfg.data), 200_000)
+    return [o for o in there if _one_spelling(o) not in named]
 
 # %% ../../nbs/appendix/check.ipynb #2afc1840
 def caption_lengths(

@@ -273,7 +273,7 @@ def _photo_folder(folder, names):
 def _flickr_splits(folder):
     "The split of each photo that a list of names beside the token file has"
     splits,lists = {},{}
-    for o in sorted(folder.glob('*Images.txt')):
+    for o in sorted(folder.glob('[!.]*Images.txt')):
         split = re.search(r'(train|dev|test)Images\.txt$', o.name)
         if not split: continue
         for name in filter(None, map(str.strip, read_utf8(o).split('\n'))):
@@ -326,7 +326,8 @@ def _coco_split(name):
 
 def _files(folder, *patterns, holds=''):
     "Files of a folder by pattern, sorted; only those whose beginning holds a word"
-    found = sorted(o for p in patterns for o in folder.glob(p) if o.is_file())
+    found = sorted(o for p in patterns for o in folder.glob(p)
+                   if o.is_file() and not o.name.startswith('._'))   # macOS's own
     if not holds: return found
     def start(path):
         with open(path, 'rb') as f: return f.read(2**16)

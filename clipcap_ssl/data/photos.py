@@ -90,6 +90,10 @@ def file_stamp(
 # %% ../../nbs/appendix/photos.ipynb #b87e5362
 photo_types = ('.jpg','.jpeg','.png','.webp','.gif','.bmp','.tif','.tiff','.heic','.avif')
 
+def _is_photo(name):
+    "Does a file have the ending of a photo? macOS writes ._1.png beside 1.png, which is none"
+    return os.path.splitext(name)[1].lower() in photo_types and not name.startswith('._')
+
 def _back(at, top):
     "Does a link lead to a folder below `top` that is not hidden?"
     real = os.path.realpath(at)
@@ -110,7 +114,7 @@ def photos_below(
         seen.add(real)
         folders[:] = sorted(o for o in folders if not o.startswith('.'))
         found += [os.path.relpath(os.path.join(at, o), folder).replace(os.sep, '/')
-                  for o in sorted(files) if os.path.splitext(o)[1].lower() in photo_types]
+                  for o in sorted(files) if _is_photo(o)]
         if most and len(found)>=most: break
     return found[:most]
 

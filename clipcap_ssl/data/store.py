@@ -415,7 +415,7 @@ def find_photos(
     try: return CaptionFolder(data, manifest=manifest)
     except FileNotFoundError as e: lacks = str(e)
     if folder.is_dir() and not manifest:
-        if tars := sorted(folder.glob('*.tar')): return tar_shards(tars)
+        if tars := sorted(folder.glob('[!.]*.tar')): return tar_shards(tars)
         if rows := read_beside(folder): return _bare(folder, [o.file for o in rows])
     raise FileNotFoundError(f'{lacks}. Or give photos alone, or tar files')
 

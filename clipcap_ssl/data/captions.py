@@ -109,8 +109,8 @@ def _unread(names):
 def _tell_unread(names, path):
     "Warn of columns that are not read"
     if names:
-        warnings.warn(f'{path.name}: not read: {", ".join(names)}. Captions are read from '
-                      'captions, caption or text, and splits from split')
+        warnings.warn(f'{path.name}: not read: {", ".join(map(repr, names))}. Captions are read '
+                      'from captions, caption or text, and splits from split')
 
 # %% ../../nbs/appendix/captions.ipynb #95436436
 def read_json_lines(

@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, FailFast, Field
 from typing_extensions import NotRequired, TypedDict
 from ..core import write_bytes, write_json
+from .photos import file_stamp, photos_below
 from ..documents import Name, checked, parse_json, read_utf8
 
 # %% ../../nbs/appendix/captions.ipynb #ed795321
@@ -72,8 +73,9 @@ def _merged(rows):
 
 # %% ../../nbs/appendix/captions.ipynb #3d562b71
 _file_names = 'file','file_name','filename','image','path'
+_caption_names = 'captions','caption','text'
 _by_file = Field(validation_alias=AliasChoices(*_file_names))
-_by_caption = Field(validation_alias=AliasChoices('captions','caption','text'))
+_by_caption = Field(validation_alias=AliasChoices(*_caption_names))
 
 class _Row(TypedDict):
     "What we use of a row of a manifest"
@@ -82,11 +84,33 @@ class _Row(TypedDict):
     split:NotRequired[str|None]
     id:NotRequired[Name|None]
 
+def _plain(name):
+    "The name of a column without capitals and without blanks around it"
+    return name.strip().casefold()
+
 def _to_row(found, where, *, prefix='', split=None):
     "A dict of a manifest as a `PhotoRow`"
+    if isinstance(found, dict): found = {_plain(k):v for k,v in found.items()} | found
     o = checked(found, _Row, where)
-    own,name = o.get('split') or split,o.get('id') or None
+    own,name = (o.get('split') or '').strip() or split,o.get('id') or None
     return PhotoRow(prefix+o['file'], o.get('captions', []), own, name, where)
+
+# %% ../../nbs/appendix/captions.ipynb #c878ce2b
+_like = re.compile('capt|sentence|descri|comment|text|split|subset|partition')
+_about = re.compile('(id|number|count|length)$')
+
+def _unread(names):
+    "Those names of columns that look like captions or splits and are not read"
+    plain = {_plain(o):o for o in names}
+    known = {'split', next((o for o in _caption_names if o in plain), None)}
+    return [o for k,o in plain.items() if _like.search(k) and not _about.search(k)
+            and k not in known]
+
+def _tell_unread(names, path):
+    "Warn of columns that are not read"
+    if names:
+        warnings.warn(f'{path.name}: not read: {", ".join(map(repr, names))}. Captions are read '
+                      'from captions, caption or text, and splits from split')
 
 # %% ../../nbs/appendix/captions.ipynb #95436436
 def read_json_lines(
@@ -95,34 +119,48 @@ def read_json_lines(
     split:str=None, # of rows that name none
 )->list[PhotoRow]:
     "Rows of `captions.jsonl` or `metadata.jsonl`"
-    rows = []
+    rows,named = [],set()
     for n,line in enumerate(read_utf8(path).split('\n'), 1):
         where = f'{path.name}, line {n}'
         if not line.strip(): continue
-        rows.append(_to_row(parse_json(line, where), where, prefix=prefix, split=split))
+        found = parse_json(line, where)
+        rows.append(_to_row(found, where, prefix=prefix, split=split))
+        named.add(tuple(found))
+    _tell_unread(sorted({o for names in named for o in _unread(names)}), path)
     return _merged(rows)
 
 # %% ../../nbs/appendix/captions.ipynb #1708797f
-def _check_columns(columns, path):
-    "Refuse a table whose first line does not name its columns, each once"
+def _name_columns(table, path):
+    "Name the columns by the first line of a table; refuse one that does not, each once"
+    written = table.fieldnames or []
+    columns = table.fieldnames = [_plain(o) for o in written]
     if not set(columns)&set(_file_names):
         raise ValueError(f'{path.name}: the first line names the columns, '
             f'such as file,caption,split, and not {columns}')
     twice = [k for k in columns if columns.count(k)>1]
     if twice: raise ValueError(f'{path.name}: the column {twice[0]!r} comes twice')
+    _tell_unread(_unread(written), path)
 
 def _lines(table, path):
     "The lines of a table; an error names the file"
     try:
-        _check_columns(table.fieldnames or [], path)
+        _name_columns(table, path)
         yield from table
     except csv.Error as e:
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
+# %% ../../nbs/appendix/captions.ipynb #96f3b69f
+def _quoted(line):
+    "A line of a .tsv for `csv`: quotes that do not stand around a whole value are letters"
+    try: next(csv.reader([line], delimiter='\t', strict=True))
+    except csv.Error:
+        values = line.rstrip('\r\n').replace('"', '""').split('\t')
+        return '\t'.join(f'"{o}"' for o in values)+'\n'
+    return line
+
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
-def _between(text):
+def _between(first):
     "What stands between the columns of a table: semicolons, if its first line has these alone"
-    first = text.partition('\n')[0]
     return ';' if ';' in first and ',' not in first else ','
 
 def read_table(
@@ -132,13 +170,18 @@ def read_table(
 )->list[PhotoRow]:
     "Rows of `captions.csv`, `captions.tsv` or `metadata.csv`"
     text = read_utf8(path)
-    between = '\t' if path.suffix=='.tsv' else _between(text)
-    table = csv.DictReader(io.StringIO(text, newline=''), delimiter=between, strict=True)
+    first = text.partition('\n')[0].rstrip('\r')
+    between = '\t' if path.suffix=='.tsv' else _between(first)
+    padded = any(o!=o.strip(' ') for o in first.split(between))
+    how = dict(delimiter=between, strict=True, skipinitialspace=padded)
+    lines = io.StringIO(text, newline='')
+    table = csv.DictReader(map(_quoted, lines) if path.suffix=='.tsv' else lines, **how)
     rows = []
     for found in _lines(table, path):
         where = f'{path.name}, line {table.line_num}'
         if None in found or None in found.values():
             raise ValueError(f'{where}: not the {len(table.fieldnames)} columns of the first line')
+        if padded: found = {k:v.strip() for k,v in found.items()}
         rows.append(_to_row(found, where, prefix=prefix, split=split))
     return _merged(rows)
 
@@ -220,17 +263,30 @@ def _karpathy_row(found, where):
     return PhotoRow(file, captions, 'train' if split=='restval' else split, None, where)
 
 # %% ../../nbs/appendix/captions.ipynb #89290311
-_photo_types = ('.jpg','.jpeg','.png','.webp','.gif','.bmp','.tif','.tiff','.heic','.avif')
-
 def _photo_folder(folder, names):
     "The folder in which most of some photos lie: `folder` itself or one in it"
     there = [folder, *(o for o in sorted(folder.iterdir()) if o.is_dir())]
-    best = max(there, key=lambda o: sum(os.path.exists(o/n) for n in names[:50]))
+    best = max(there, key=lambda o: sum(bool(file_stamp(o/n)) for n in names[:50]))
     return '' if best==folder else best.name+'/'
+
+# %% ../../nbs/appendix/captions.ipynb #f9c2f773
+def _flickr_splits(folder):
+    "The split of each photo that a list of names beside the token file has"
+    splits,lists = {},{}
+    for o in sorted(folder.glob('[!.]*Images.txt')):
+        split = re.search(r'(train|dev|test)Images\.txt$', o.name)
+        if not split: continue
+        for name in filter(None, map(str.strip, read_utf8(o).split('\n'))):
+            if splits.setdefault(name, split[1])!=split[1]:
+                raise ValueError(f'{o.name}: {name} is of split {split[1]!r} here, '
+                                 f'of {splits[name]!r} in {lists[name]}')
+            lists.setdefault(name, o.name)
+    return splits
 
 # %% ../../nbs/appendix/captions.ipynb #c45a2411
 def read_flickr(
     path:Path, # Flickr8k.token.txt, results_20130124.token: name#number<TAB>caption
+    folder:Path=None, # holds the photos, or a folder with them; None: the folder of `path`
 )->list[PhotoRow]:
     "Rows of a Flickr token file"
     captions = {}
@@ -241,13 +297,8 @@ def read_flickr(
             raise ValueError(f'{path.name}, line {n}: a line is name#number, tab, caption')
         name = checked(found[1], _Inside, f'{path.name}, line {n}')
         captions.setdefault(name, []).extend(_written([found[2]]))
-    splits = {}
-    for o in sorted(path.parent.glob('*Images.txt')):
-        split = re.search(r'(train|dev|test)Images\.txt$', o.name)
-        if not split: continue
-        names = [l.strip() for l in read_utf8(o).split('\n')]
-        splits |= dict.fromkeys(filter(None, names), split[1])
-    prefix = _photo_folder(path.parent, list(captions))
+    splits = _flickr_splits(path.parent)
+    prefix = _photo_folder(folder or path.parent, list(captions))
     return [PhotoRow(prefix+k, v, splits.get(k), k, path.name) for k,v in captions.items()]
 
 # %% ../../nbs/appendix/captions.ipynb #09af6465
@@ -256,13 +307,12 @@ def read_beside(
 )->list[PhotoRow]:
     "Rows of photos with text beside them; the first folder is the split"
     rows = []
-    for o in sorted(folder.rglob('*')):
-        if o.suffix.lower() not in _photo_types or o.is_dir(): continue
-        path, text = o.relative_to(folder), o.with_suffix('.txt')
+    for parts in sorted(o.split('/') for o in photos_below(folder)):
+        path,text = '/'.join(parts),folder.joinpath(*parts).with_suffix('.txt')
         lines = read_utf8(text).split('\n') if text.is_file() else []
         captions = _written([l.strip() for l in lines])
-        split = path.parts[0] if len(path.parts)>1 else None
-        rows.append(PhotoRow(path.as_posix(), captions, split, None, path.as_posix()))
+        split = parts[0] if len(parts)>1 else None
+        rows.append(PhotoRow(path, captions, split, None, path))
     return rows
 
 # %% ../../nbs/appendix/captions.ipynb #809624f4
@@ -276,13 +326,16 @@ def _coco_split(name):
 
 def _files(folder, *patterns, holds=''):
     "Files of a folder by pattern, sorted; only those whose beginning holds a word"
-    found = sorted(o for p in patterns for o in folder.glob(p) if o.is_file())
+    found = sorted(o for p in patterns for o in folder.glob(p)
+                   if o.is_file() and not o.name.startswith('._'))   # macOS's own
     if not holds: return found
     def start(path):
         with open(path, 'rb') as f: return f.read(2**16)
     return [o for o in found if holds.encode() in start(o)]
 
 # %% ../../nbs/appendix/captions.ipynb #1f6f7403
+_token_files = '*.token.txt','*.token'
+
 def _formats(folder):
     "What a folder could be read as: name of the format, and a function that reads it"
     if p := _one(folder, ['captions.jsonl']): yield 'JSON lines', lambda: read_json_lines(p)
@@ -294,15 +347,15 @@ def _formats(folder):
     manifests = 'metadata.jsonl','metadata.csv','*/metadata.jsonl','*/metadata.csv'
     if found := _files(folder, *manifests):
         yield 'Hugging Face', lambda: _read_metadata(folder, found)
-    if found := _files(folder, '*.token.txt', '*.token'):
-        yield 'Flickr', lambda: read_flickr(found[0])
-    if next(folder.rglob('*.txt'), None): yield 'text beside photos', lambda: read_beside(folder)
+    tokens = [o for o in _files(folder, *_token_files) if 'lemma' not in o.name]
+    if tokens: yield 'Flickr', lambda: read_flickr(tokens[0])
+    yield 'text beside photos', lambda: read_beside(folder)
 
 # %% ../../nbs/appendix/captions.ipynb #a6b79788
 def _placed(folder, rows, folders=('','images/')):
     "Rows whose photos lie in one of some folders, or in another one below"
     names = [o.file for o in rows[:50]]
-    def there(prefix): return sum(os.path.exists(folder/f'{prefix}{n}') for n in names)
+    def there(prefix): return sum(bool(file_stamp(folder/f'{prefix}{n}')) for n in names)
     prefix = max(folders, key=there)
     if not there(prefix): prefix = _photo_folder(folder, names) or folders[0]
     for o in rows: o.id,o.file = o.id or o.file,prefix+o.file
@@ -318,7 +371,7 @@ _year_2014 = re.compile(r'(?:.*/)?COCO_(?:train|val)2014_(\d{12}\.jpg)')
 
 def _with_2017(folder, rows):
     "Karpathy's rows, which name the photos of 2014, where only the photos of 2017 are there"
-    if not rows or os.path.exists(folder/rows[0].file): return rows
+    if not rows or file_stamp(folder/rows[0].file): return rows
     parts = [o for o in ('train2017','val2017','images/train2017','images/val2017')
              if (folder/o).is_dir()]
     at = {name:f'{o}/{name}' for o in parts for name in os.listdir(folder/o)}
@@ -392,7 +445,7 @@ def _captions_near(folder):
 
 def read_rows(
     data:str|Path, # the folder of photos and captions; 'coco:FOLDER' or 'karpathy:FOLDER' for COCO
-    manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json) instead
+    manifest:str=None, # read this file in it (.jsonl, .csv, .tsv, .json, .token.txt) instead
 )->list[PhotoRow]: # one per photo
     "The photos of a folder and their captions, in whichever format"
     folder,(kind,asked) = data_folder(data),_asked_formats(data)
@@ -402,6 +455,7 @@ def read_rows(
         path = folder/manifest
         if not path.is_file(): raise FileNotFoundError(f'No {manifest} in {folder}. {how}')
         if path.suffix=='.json': return _read_manifest_json(path, folder)
+        if any(path.match(o) for o in _token_files): return read_flickr(path, folder)
         return {'.csv':read_table, '.tsv':read_table}.get(path.suffix, read_json_lines)(path)
     for name,read in _formats(folder):
         if asked and name not in asked: continue

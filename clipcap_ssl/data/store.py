@@ -19,7 +19,7 @@ from ..core import clear_asides, file_hash, import_named, plainly, stoppable, to
 from ..core import write_json
 from .base import Captioned, CaptionFolder, subset
 from .captions import data_folder, read_beside, whole_text
-from .photos import file_stamp, open_rgb, read_photo
+from .photos import file_stamp, open_rgb, photo_types, read_photo
 from ..documents import parse_json, read_document
 
 # %% ../../nbs/appendix/store.ipynb #eacebad9
@@ -41,7 +41,7 @@ def cut_shards(
     return [Shard(f'{i:05d}', part(begin)) for i,begin in enumerate(range(0, len(ds), rows))]
 
 # %% ../../nbs/appendix/store.ipynb #3aeca0bf
-_photo_kinds = ('jpg','jpeg','png','webp','gif','bmp','tif','tiff','heic','avif')
+_photo_kinds = tuple(o[1:] for o in photo_types)
 _most_text = 2**20   # bytes of a caption
 
 def _group_by_keys():
@@ -63,14 +63,18 @@ def _ends_well(path, offset):
         f.seek(offset)
         return f.read(512)==bytes(512)
 
+_left_out = 'it was left out: its group has another photo, or webdataset gives it no group'
+
 def _members(path, errors):
     "Regular files of a tar file, as webdataset wants them; what is wrong goes into `errors`"
     try:
         with tarfile.open(path, 'r:') as tar:
             for o in tar:
-                if _leaves(o.name): errors[whole_text(o.name)] = 'its name leaves the folder'
-                elif o.isreg() and not o.issparse():
-                    yield dict(fname=whole_text(o.name), data=o, __url__=str(path))
+                name = whole_text(o.name)
+                if _leaves(o.name): errors[name] = 'its name leaves the folder'
+                elif o.isreg() and not PurePosixPath(name).name.startswith('._'):  # macOS's own
+                    if name.lower().endswith(photo_types): errors[name] = _left_out
+                    if not o.issparse(): yield dict(fname=name, data=o, __url__=str(path))
             if not _ends_well(path, tar.offset): raise EOFError('it has no end mark')
     except (tarfile.TarError, EOFError) as e:
         errors[path.name] = f'the tar file cannot be read to its end ({e})'
@@ -82,15 +86,33 @@ def _cut(path, member, most=None):
         return f.read(member.size if most is None else min(member.size, most))
 
 # %% ../../nbs/appendix/store.ipynb #184ef0b7
+def _samples(group):
+    "Key and members of a group; where none of them is a photo, they go by their last dot"
+    members = {k:v for k,v in group.items() if not k.startswith('__')}
+    if any(k in members for k in _photo_kinds): return {group['__key__']: members}
+    found = {}
+    for o in members.values():
+        key,_,kind = whole_text(o.name).rpartition('.')
+        found.setdefault(key, {})[kind.lower()] = o
+    return found
+
 def _said(path, sample):
     "The captions of a sample: of its text, else of its JSON"
-    if 'txt' in sample:
-        return _cut(path, sample['txt'], _most_text).decode(errors='replace').split('\n')
-    if 'json' not in sample: return []
-    try: found = parse_json(_cut(path, sample['json'], _most_text), path)
-    except ValueError: return []
+    kind = next((k for k in ('txt','json') if k in sample), None)
+    if kind is None: return []
+    text = _cut(path, sample[kind], _most_text)
+    if kind=='txt': return text.decode('utf-8-sig').split('\n')
+    found = parse_json(text, sample[kind].name)
     said = found.get('caption') if isinstance(found, dict) else None
     return [said] if isinstance(said, str) else []
+
+def _captions(path, sample, errors):
+    "The captions of a sample that are not blank; a text that cannot be read goes into `errors`"
+    try: return [whole_text(c.strip()) for c in _said(path, sample) if c.strip()]
+    except ValueError as e:
+        o = sample['txt' if 'txt' in sample else 'json']
+        errors[whole_text(o.name)] = whole_text(f'its photo has no caption ({e})')
+        return []
 
 class TarPhotos(Captioned):
     "The photos of a tar file in webdataset's layout: KEY.jpg, and KEY.txt or KEY.json"
@@ -100,17 +122,22 @@ class TarPhotos(Captioned):
         path,group = Path(path),_group_by_keys()
         self.errors,samples = {},{}   # name -> what is wrong with it
         def note(e):
-            self.errors[path.name] = str(e.args[0] if e.args else e)
+            name,twice,_ = str(e.args[0] if e.args else e).partition(': duplicate file name')
+            self.errors.pop(name, None)
+            if twice: self.errors[f'{path.stem}/{name}'] = 'the name comes twice'
+            else: self.errors[path.name] = name
             return True
-        for o in group(_members(path, self.errors), handler=note):
+        def add(key, o):
             kind = next((k for k in _photo_kinds if k in o), None)
-            name = f"{path.stem}/{o['__key__']}"
+            name = f'{path.stem}/{key}'
+            if kind: self.errors.pop(whole_text(o[kind].name), None)
             if name in samples: self.errors[name] = 'the name comes twice'
             elif kind: samples[name] = o,o[kind]
             elif 'txt' in o or 'json' in o: self.errors[name] = 'it has no photo'
+        for found in group(_members(path, self.errors), handler=note):
+            for key,o in _samples(found).items(): add(key, o)
         photos = [photo for _,photo in samples.values()]
-        captions = [[whole_text(c.strip()) for c in _said(path, o) if c.strip()]
-                    for o,_ in samples.values()]
+        captions = [_captions(path, o, self.errors) for o,_ in samples.values()]
         def image(i):
             return read_photo(_cut(path, photos[i]), name=f'{path.name}: {photos[i].name}')
         stamp = file_stamp(path)
@@ -197,7 +224,7 @@ def _make(encoder, shard, out, *, plan, **how):
     # 4) what was done
     said = [f'{len(x):,} rows']
     if made.kept: said.append(f'{made.kept:,} of them kept')
-    if errors: said.append(f'{len(errors):,} photos could not be read')
+    if errors: said.append(f'{len(errors):,} files could not be read')
     again = made.again or ('' if why=='it is not finished' else why)
     return ', '.join(said) + (f'; made again, as {again}' if again else '')
 
@@ -388,7 +415,7 @@ def find_photos(
     try: return CaptionFolder(data, manifest=manifest)
     except FileNotFoundError as e: lacks = str(e)
     if folder.is_dir() and not manifest:
-        if tars := sorted(folder.glob('*.tar')): return tar_shards(tars)
+        if tars := sorted(folder.glob('[!.]*.tar')): return tar_shards(tars)
         if rows := read_beside(folder): return _bare(folder, [o.file for o in rows])
     raise FileNotFoundError(f'{lacks}. Or give photos alone, or tar files')
 
@@ -411,7 +438,7 @@ def _summary(out):
     failed = sum(len(o['errors']) for o in files)
     return (f"{out}: {sum(o['count'] for o in files):,} rows of {' x '.join(map(str, shape))}, "
             f"{about['dtype']}, {len(files):,} shards, {size/1e6:,.1f} MB"
-            + (f'; {failed:,} photos could not be read (see the .json files)' if failed else ''))
+            + (f'; {failed:,} files could not be read (see the .json files)' if failed else ''))
 
 # %% ../../nbs/appendix/store.ipynb #747ec4ea
 @call_parse

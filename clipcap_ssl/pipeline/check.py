@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['encoders_wanted', 'lms_wanted', 'Finding', 'stops', 'Part', 'plan_table', 'parts_text', 'few_labels', 'folder_config',
            'encoder_lacks', 'lm_lacks', 'java_lacks', 'known_words', 'toy_refused', 'known_photos', 'picture_print',
-           'near_pairs', 'Seen', 'look_at_photos', 'photo_findings', 'photos_below', 'unnamed_photos',
-           'caption_lengths', 'caption_findings', 'swappable_words', 'word_slots', 'caption_foils', 'Sight',
-           'seen_through', 'encoder_sight', 'stage2_verdict', 'verdict_line', 'Timed', 'timed_block', 'time_steps',
-           'row_seconds', 'Cost', 'run_cost', 'duration_text', 'costs_text', 'memory_findings', 'Report',
-           'labelled_photos', 'check_run', 'sight_text', 'report_text', 'in_order', 'look_alikes', 'make_splits',
-           'have_splits', 'splits_for', 'as_it_lies', 'as_encoder', 'as_lm', 'models_at_hand', 'better_models',
-           'asked_config', 'clipcap_check', 'quick_check']
+           'near_pairs', 'Seen', 'look_at_photos', 'photo_findings', 'unnamed_photos', 'caption_lengths',
+           'caption_findings', 'swappable_words', 'word_slots', 'caption_foils', 'Sight', 'seen_through',
+           'encoder_sight', 'stage2_verdict', 'verdict_line', 'Timed', 'timed_block', 'time_steps', 'row_seconds',
+           'Cost', 'run_cost', 'duration_text', 'costs_text', 'memory_findings', 'Report', 'labelled_photos',
+           'check_run', 'sight_text', 'report_text', 'in_order', 'look_alikes', 'make_splits', 'have_splits',
+           'splits_for', 'as_it_lies', 'as_encoder', 'as_lm', 'models_at_hand', 'better_models', 'asked_config',
+           'clipcap_check', 'quick_check']
 
 # %% ../../nbs/appendix/check.ipynb #bfd88bfb
-import hashlib, json, math, os, random, sys, threading, time, warnings
+import hashlib, json, math, os, random, sys, threading, time, unicodedata, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ from jaxtyping import Float
 from PIL import Image
 from ..core import as_json, asset_path, plainly, scratch_folder, write_lines
 from ..data.captions import data_folder, read_rows
-from ..data.photos import content_hash, open_rgb
+from ..data.photos import content_hash, open_rgb, photos_below
 from ..metrics.intervals import Interval, interval_of
 from .config import Config, check_config, import_own, load_config
 from .config import need_no_label, need_no_photo, recipe_path, row_decoding
@@ -369,36 +369,20 @@ def photo_findings(
                           'one split, or delete one', 'They count twice')
     return found
 
-# %% ../../nbs/appendix/check.ipynb #7fcc35fa
-_types = ('.jpg','.jpeg','.png','.webp','.gif','.bmp','.tif','.tiff','.heic','.avif')
-
-def photos_below(
-    folder:str|Path, # a folder
-    most:int=200_000, # no more than so many
-)->list[str]: # paths below it, also through links to folders
-    "Photos that lie in a folder"
-    found,seen = [],set()
-    for at,folders,files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(at)
-        if real in seen:                    # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(o for o in folders if not o.startswith('.'))
-        found += [os.path.relpath(os.path.join(at, o), folder).replace(os.sep, '/')
-                  for o in sorted(files) if o.lower().endswith(_types)]
-        if len(found)>=most: break
-    return found[:most]
-
 # %% ../../nbs/appendix/check.ipynb #1ec8c7ac
+def _one_spelling(file):
+    "A path in one of the spellings by which a photo is found"
+    return unicodedata.normalize('NFC', Path(file.replace('\\', '/')).as_posix())
+
 def unnamed_photos(
     cfg:Config, # the settings
 )->list[str]: # paths below the data's folder
     "Photos in the folder that no row names"
     rows = read_rows(cfg.data, cfg.manifest or None)
     if cfg.unlabelled and ':' not in cfg.unlabelled: rows += read_rows(cfg.data, cfg.unlabelled)
-    named = {Path(o.file).as_posix() for o in rows}
-    return [o for o in photos_below(data_folder(cfg.data)) if o not in named]
+    named = {_one_spelling(o.file) for o in rows}
+    there = photos_below(data_folder(cfg.data), 200_000)
+    return [o for o in there if _one_spelling(o) not in named]
 
 # %% ../../nbs/appendix/check.ipynb #2afc1840
 def caption_lengths(

@@ -288,16 +288,15 @@ def _load_captioner(path, code, device, *, dtype=None, encoder=None):
     return model
 
 # %% ../../nbs/18_cli.ipynb #593153b4
-_photo_endings = ('.jpg','.jpeg','.png','.webp','.gif','.bmp','.tif','.tiff','.heic','.avif')
-
 def _all_files(photos):
     "Image files; those in a folder in the order of their names"
+    from clipcap_ssl.data.photos import photos_below
     found = []
     for p in photos:
         if not Path(p).is_dir():
             found.append(p)
             continue
-        inside = sorted(str(o) for o in Path(p).rglob('*') if o.suffix.lower() in _photo_endings)
+        inside = sorted(str(Path(p)/o) for o in photos_below(p))
         if not inside: raise FileNotFoundError(f'The folder {p} holds no photo')
         found += inside
     return found

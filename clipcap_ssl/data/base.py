@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
-from .captions import data_folder, read_coco, read_rows, whole_text
+from .captions import data_folder, read_coco, read_rows, split_name, whole_text
 from .photos import file_stamp, open_rgb
 
 # %% ../../nbs/01_data.ipynb #97198c7f
@@ -111,7 +111,7 @@ def split_labelled(
 def _choose(rows, split, where):
     "Rows of a split, or all"
     if not rows: raise ValueError(f'{where} names no photo')
-    splits = sorted({str(o.split) for o in rows})
+    splits,split = sorted({str(o.split) for o in rows}),split_name(split)
     if split is not None: rows = [o for o in rows if o.split==split]
     if not rows: raise ValueError(f'No photo of split {split!r} in {where}; splits there: {splits}')
     return rows

@@ -24,7 +24,7 @@ from ..core import asset_path, clipcap_home, named_object
 from ..documents import Name, checked, parse_json, read_document
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
 from ..data.base import subset, without_captions
-from ..data.captions import data_folder, read_utf8, whole_text
+from ..data.captions import data_folder, read_utf8, split_name, whole_text
 from ..data.features import Features, Rows, embed_to_file, encode_dataset
 from ..data.features import join_files, join_rows
 from ..metrics.words import words
@@ -110,7 +110,8 @@ def read_splits(
         where = f'{path}, line {n}'
         if not line.strip(): continue
         o = checked(parse_json(line, where), _Split, where)
-        if found.setdefault(o['id'], o['split'])!=o['split']:
+        split = split_name(o['split'])
+        if found.setdefault(o['id'], split)!=split:
             raise ValueError(f'{where}: the photo {o["id"]!r} is of two splits')
     return found
 

@@ -61,20 +61,21 @@ def _real(
     return end.cumsum(1) - end == 0
 
 # %% ../../nbs/appendix/decoding.ipynb #bd133256
-_in_use,_entering = WeakKeyDictionary(),Lock()      # model -> how often it is in use, its modes before
+_in_use,_entering = WeakKeyDictionary(),Lock()      # module -> how often it is in use, its mode before
 
 def _enter(model):
     with _entering:
-        times,was = _in_use.get(model, (0,None))
-        _in_use[model] = times+1,was or {m:m.training for m in model.modules()}
-        model.eval()
+        for m in model.modules():
+            times,was = _in_use.get(m, (0,m.training))
+            _in_use[m] = times+1,was
+            m.training = False
 
 def _leave(model):
     with _entering:
-        times,was = _in_use.pop(model)
-        if times>1: _in_use[model] = times-1,was
-        else:
-            for m,training in was.items(): m.training = training
+        for m in model.modules():
+            times,was = _in_use.pop(m, (1,m.training))
+            if times>1: _in_use[m] = times-1,was
+            else: m.training = was
 
 @contextmanager
 def evaluating(

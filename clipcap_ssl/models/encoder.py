@@ -59,6 +59,11 @@ class ImageTextEncoder(Protocol):
     def encode_text(self, texts:list[str])->Float[Tensor,'b d']: ...
 
 # %% ../../nbs/03_encoder.ipynb #be102f03
+def _probe():
+    "A picture whose every pixel says where it is"
+    y,x = np.mgrid[:96,:128]
+    return Image.fromarray(np.stack([x, 2*y, x+y], -1).astype(np.uint8))
+
 class OpenCLIPEncoder:
     "An OpenCLIP model with its preprocessing and its tokenizer, frozen"
     def __init__(self,
@@ -67,7 +72,7 @@ class OpenCLIPEncoder:
         tokenizer, # texts -> token ids
         *,
         name:str, # how to load it again
-        hash:str='', # of all its parts; '': made of its weights and preprocessing
+        hash:str='', # of all its parts; '': made of its weights, and of what they are given
         trained_on:frozenset=frozenset(), # names or content hashes of photos it was trained on, where known
     ):
         self.model = model.eval().requires_grad_(False)
@@ -84,8 +89,10 @@ class OpenCLIPEncoder:
     def weights(self)->str: return _state_hash(self.model)
     @cached_property
     def hash(self)->str:
-        preprocess = re.sub(' at 0x[0-9a-f]+', '', str(self.preprocess))
-        return _identity(self.weights, None, preprocess)
+        "The weights, and what becomes of a picture and of a text"
+        tokens = self.tokenizer(['a red ring, 2 Dogs'])
+        seen = [self.preprocess(_probe())] if self.preprocess else []
+        return _identity(self.weights, None, [o.tolist() for o in (tokens, *seen)])
 
     def ready(self,
         image:Image.Image, # RGB, of any size

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 from .config import Config, need_no_label, need_no_photo
 from .parent import Parent, check_same_captioner, check_splits, dev_order
-from .parent import labels_first, parents_account, read_parent, to_keep_back
+from .parent import label_hash, labels_first, parents_account
+from .parent import read_parent, to_keep_back
 from ..core import asset_path, clipcap_home, named_object
 from ..documents import Name, checked, parse_json, read_document
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
@@ -80,6 +81,15 @@ class Parts:
 
     @property
     def labels(self)->list: return self.labels_to_choose + self.labels_to_train
+
+    @property
+    def label_hashes(self)->dict[str,dict[str,str]]:
+        "Name of a photo -> number of its caption -> hash of a label's text, for runs to come"
+        found = {}
+        for i,j in self.labels:
+            of_photo = found.setdefault(self.train.ids[i], {})
+            of_photo[str(j)] = label_hash(self.train.captions[i], j)
+        return found
 
 # %% ../../nbs/appendix/setup.ipynb #22c71120
 def scene_parts(
@@ -594,8 +604,9 @@ def ledger(
     all_pairs = sum(map(len, parts.train.captions))
     before = {}
     if parts.parent:
-        labels = [(parts.train.ids[i], j) for i,j in parts.labels]
-        before = parents_account(parts.parent, labels, parts.plain.ids)
+        shown = {k:v for part in parts.contents.values() for k,v in part.items()}
+        before = parents_account(parts.parent, parts.train, parts.labels,
+                                 plain=parts.plain, contents=shown)
     return before | dict(
         encoder=_taught(cfg.encoder, 'encoder'),
         language_model=_taught(cfg.lm, 'lm'),

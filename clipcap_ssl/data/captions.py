@@ -98,9 +98,17 @@ def _plain(name):
     "The name of a column without capitals and without blanks around it"
     return name.strip().casefold()
 
+def _by_plain_names(found, where):
+    "A row by the plain names of its keys; refuses one whose captions, say, come under two of them"
+    names = [_plain(o) for o in found]
+    read = 'split','id',*_file_names,*_caption_names
+    twice = [o for o in read if names.count(o)>1]
+    if twice: raise ValueError(f'{where}: the key {twice[0]!r} comes twice')
+    return dict(zip(names, found.values()))
+
 def _to_row(found, where, *, prefix='', split=None):
     "A dict of a manifest as a `PhotoRow`"
-    if isinstance(found, dict): found = {_plain(k):v for k,v in found.items()} | found
+    if isinstance(found, dict): found = _by_plain_names(found, where)
     o = checked(found, _Row, where)
     own,name = (o.get('split') or '').strip() or split,o.get('id') or None
     return PhotoRow(prefix+o['file'], o.get('captions', []), own, name, where)

@@ -168,13 +168,19 @@ def _lines(table, path):
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
 # %% ../../nbs/appendix/captions.ipynb #96f3b69f
+def _is_whole(text):
+    "Can `csv` read a line of a .tsv, or a value of it?"
+    try: next(csv.reader([text], delimiter='\t', strict=True))
+    except csv.Error: return False
+    return True
+
 def _quoted(line):
     "A line of a .tsv for `csv`: quotes that do not stand around a whole value are letters"
-    try: next(csv.reader([line], delimiter='\t', strict=True))
-    except csv.Error:
-        values = line.rstrip('\r\n').replace('"', '""').split('\t')
-        return '\t'.join(f'"{o}"' for o in values)+'\n'
-    return line
+    if _is_whole(line): return line
+    def value(text):
+        letters = text.replace('"', '""')
+        return text if _is_whole(text) else f'"{letters}"'
+    return '\t'.join(map(value, line.rstrip('\r\n').split('\t')))+'\n'
 
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
 def _between(first):

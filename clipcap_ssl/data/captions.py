@@ -98,9 +98,17 @@ def _plain(name):
     "The name of a column without capitals and without blanks around it"
     return name.strip().casefold()
 
+def _by_plain_names(found, where):
+    "A row by the plain names of its keys; refuses one whose captions, say, come under two of them"
+    names = [_plain(o) for o in found]
+    read = 'split','id',*_file_names,*_caption_names
+    twice = [o for o in read if names.count(o)>1]
+    if twice: raise ValueError(f'{where}: the key {twice[0]!r} comes twice')
+    return dict(zip(names, found.values()))
+
 def _to_row(found, where, *, prefix='', split=None):
     "A dict of a manifest as a `PhotoRow`"
-    if isinstance(found, dict): found = {_plain(k):v for k,v in found.items()} | found
+    if isinstance(found, dict): found = _by_plain_names(found, where)
     o = checked(found, _Row, where)
     own,name = (o.get('split') or '').strip() or split,o.get('id') or None
     return PhotoRow(prefix+o['file'], o.get('captions', []), own, name, where)
@@ -160,13 +168,19 @@ def _lines(table, path):
         raise ValueError(f'{path.name}, in the row after line {table.line_num}: {e}') from None
 
 # %% ../../nbs/appendix/captions.ipynb #96f3b69f
+def _is_whole(text):
+    "Can `csv` read a line of a .tsv, or a value of it?"
+    try: next(csv.reader([text], delimiter='\t', strict=True))
+    except csv.Error: return False
+    return True
+
 def _quoted(line):
     "A line of a .tsv for `csv`: quotes that do not stand around a whole value are letters"
-    try: next(csv.reader([line], delimiter='\t', strict=True))
-    except csv.Error:
-        values = line.rstrip('\r\n').replace('"', '""').split('\t')
-        return '\t'.join(f'"{o}"' for o in values)+'\n'
-    return line
+    if _is_whole(line): return line
+    def value(text):
+        letters = text.replace('"', '""')
+        return text if _is_whole(text) else f'"{letters}"'
+    return '\t'.join(map(value, line.rstrip('\r\n').split('\t')))+'\n'
 
 # %% ../../nbs/appendix/captions.ipynb #ef337aea
 def _between(first):

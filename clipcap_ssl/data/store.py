@@ -7,7 +7,7 @@ __all__ = ['Dtype', 'dtypes', 'Shard', 'cut_shards', 'TarPhotos', 'tar_shards', 
            'find_features', 'stored_features', 'find_photos', 'clipcap_features']
 
 # %% ../../nbs/appendix/store.ipynb #84e07e6c
-import re, sys, tarfile, warnings
+import copy, re, sys, tarfile, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -65,16 +65,31 @@ def _ends_well(path, offset):
 
 _left_out = 'it was left out: its group has another photo, or webdataset gives it no group'
 
+_endings = *photo_types,'.txt','.json'
+
+def _files(tar):
+    "Members of a tar file, with the file that a hard link names in place of the link"
+    files = {}
+    for o in tar:
+        if o.islnk() and o.linkname in files:
+            name,o = o.name,copy.copy(files[o.linkname])
+            o.name = name
+        if o.isreg() and not _leaves(o.name): files[o.name] = o
+        yield o
+
 def _members(path, errors):
     "Regular files of a tar file, as webdataset wants them; what is wrong goes into `errors`"
     try:
         with tarfile.open(path, 'r:') as tar:
-            for o in tar:
+            for o in _files(tar):
                 name = whole_text(o.name)
                 if _leaves(o.name): errors[name] = 'its name leaves the folder'
-                elif o.isreg() and not PurePosixPath(name).name.startswith('._'):  # macOS's own
+                elif PurePosixPath(name).name.startswith('._'): continue   # macOS's own
+                elif o.isreg():
                     if name.lower().endswith(photo_types): errors[name] = _left_out
                     if not o.issparse(): yield dict(fname=name, data=o, __url__=str(path))
+                elif o.linkname and name.lower().endswith(_endings):
+                    errors[name] = 'it is a link that is not followed'
             if not _ends_well(path, tar.offset): raise EOFError('it has no end mark')
     except (tarfile.TarError, EOFError) as e:
         errors[path.name] = f'the tar file cannot be read to its end ({e})'

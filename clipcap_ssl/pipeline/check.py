@@ -974,9 +974,13 @@ def make_splits(
     alias:dict={}, # from `look_alikes`
     before:dict={}, # splits that were made before, and stay
 )->dict[str,str]: # name -> 'train' or 'test'
-    "Splits by photo"
+    "Splits by photo; one at least is for the test, and one is not"
+    if not 0<share<1:
+        raise ValueError('share is the part of the photos that is for the test, between 0 and 1, '
+                         f'such as 0.2, and not {share}')
     order = in_order(names, seed, alias)
-    test = {alias.get(o, o) for o in order[:round(share*len(order))]}
+    n = min(max(round(share*len(order)), 1), len(order)-1)
+    test = {alias.get(o, o) for o in order[:n]}
     made = {o: 'test' if alias.get(o, o) in test else 'train' for o in names}
     return {o:before.get(o, split) for o,split in made.items()}
 

@@ -579,6 +579,7 @@ def _splits(parts):
     test = parts.test
     return dict(
         labelled=named(parts.labels_to_train), labelled_to_choose=named(parts.labels_to_choose),
+        label_hashes=parts.label_hashes,
         without_captions=list(parts.plain.ids), full=list(parts.train.ids),
         test=list(test.ids),
         encoder=sorted(trained_on(parts.encoder)), judge=sorted(trained_on(parts.judge)),

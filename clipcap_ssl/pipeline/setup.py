@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 from .config import Config, need_no_label, need_no_photo
 from .parent import Parent, check_same_captioner, check_splits, dev_order
-from .parent import labels_first, parents_account, read_parent, to_keep_back
+from .parent import label_hash, labels_first, parents_account
+from .parent import read_parent, to_keep_back
 from ..core import asset_path, clipcap_home, named_object
 from ..documents import Name, checked, parse_json, read_document
 from ..data.base import CaptionFolder, Captioned, references, split_labelled
@@ -80,6 +81,15 @@ class Parts:
 
     @property
     def labels(self)->list: return self.labels_to_choose + self.labels_to_train
+
+    @property
+    def label_hashes(self)->dict[str,dict[str,str]]:
+        "Name of a photo -> number of its caption -> hash of a label's text, for runs to come"
+        found = {}
+        for i,j in self.labels:
+            of_photo = found.setdefault(self.train.ids[i], {})
+            of_photo[str(j)] = label_hash(self.train.captions[i], j)
+        return found
 
 # %% ../../nbs/appendix/setup.ipynb #22c71120
 def scene_parts(
@@ -152,18 +162,21 @@ def _by_split(ds, folder, splits):
     def part(*splits): return subset(ds, [i for i,o in enumerate(ds.splits) if o in splits])
     return part('train', None),part(judged)
 
-def _stored_photos(folder):
+def _stored_photos(folder, named):
     "The photos of a store: their names, since stage 2 asks for features alone"
     from clipcap_ssl.data.store import read_store
-    ids = read_store(folder).ids
+    ids = [f'store:{o}' if o in named else o for o in read_store(folder).ids]
     def image(i): raise ValueError(f'{ids[i]}: the store {folder} has features and no photos')
     return Captioned(ids, [()]*len(ids), image)
 
-def _further(cfg):
-    "Photos without captions: of a manifest in the folder, or of a store"
-    kind,_,folder = cfg.unlabelled.partition(':')
-    if kind=='store' and folder: return _stored_photos(folder)
-    return CaptionFolder(cfg.data, manifest=cfg.unlabelled)
+def _further(cfg, named):
+    "Photos without captions, of other names: of a manifest in the folder, or of a store"
+    kind,_,store = cfg.unlabelled.partition(':')
+    if kind!='store' or not store: more = CaptionFolder(cfg.data, manifest=cfg.unlabelled)
+    elif cfg.features and Path(cfg.features).resolve()==Path(store).resolve():
+        more = _stored_photos(store, named=())     # a name means the same photo here
+    else: more = _stored_photos(store, named)
+    return subset(more, [i for i,o in enumerate(more.ids) if o not in named])
 
 def folder_photos(
     cfg:Config, # says data, manifest and splits
@@ -181,8 +194,7 @@ def _folder_parts(cfg, known):
     train = _unknown_part(train, known, cfg.n_train)
     test = _unknown_part(test, known, cfg.n_test)
     if not cfg.unlabelled: return train,None,test
-    more,named = _unknown_part(_further(cfg), known),{*train.ids, *test.ids}
-    return train,subset(more, [i for i,o in enumerate(more.ids) if o not in named]),test
+    return train,_unknown_part(_further(cfg, {*train.ids, *test.ids}), known),test
 
 # %% ../../nbs/appendix/setup.ipynb #e07844cb
 def join(
@@ -209,10 +221,12 @@ def _from_store(folder, encoder, ds, grid, *, whole=False):
     if grid!=(len(found.x.shape)==3):
         kind = 'with --grid' if grid else 'without --grid'
         raise ValueError(f'{folder} is of the other kind: make it {kind}')
-    if missing := len(ds)-len(found.ids):
+    if missing := 0 if whole else len(ds)-len(found.ids):
         warnings.warn(f'{missing} of {len(ds)} photos are not in the store {folder}: left out')
-    x = found.x if grid else found.x[:]
-    return Features(found.ids, x, found.encoder_hash, contents=found.contents)
+    x,here = found.x if grid else found.x[:],set(ds.ids)
+    name = {o:f'store:{o}' if f'store:{o}' in here else o for o in found.ids}
+    contents = {name[o]:c for o,c in found.contents.items()}
+    return Features(name.values(), x, found.encoder_hash, contents=contents)
 
 def _cache(encoder, ds, grid):
     "The file that keeps features of a data set"
@@ -590,8 +604,9 @@ def ledger(
     all_pairs = sum(map(len, parts.train.captions))
     before = {}
     if parts.parent:
-        labels = [(parts.train.ids[i], j) for i,j in parts.labels]
-        before = parents_account(parts.parent, labels, parts.plain.ids)
+        shown = {k:v for part in parts.contents.values() for k,v in part.items()}
+        before = parents_account(parts.parent, parts.train, parts.labels,
+                                 plain=parts.plain, contents=shown)
     return before | dict(
         encoder=_taught(cfg.encoder, 'encoder'),
         language_model=_taught(cfg.lm, 'lm'),

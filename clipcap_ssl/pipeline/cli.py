@@ -169,7 +169,8 @@ def _dtype(name):
 # %% ../../nbs/18_cli.ipynb #748d976e
 def _unseen(parts):
     "Training photos that stage 2 saw without their captions, with as many references as the test"
-    captions = dict(zip(parts.train.ids, parts.train.captions))
+    from clipcap_ssl.pipeline.setup import _with_words
+    captions = dict(zip(parts.train.ids, _with_words(parts.train).captions))
     ids = [i for i in parts.plain.ids if i in parts.features and captions.get(i)]
     ids = ids[:len(parts.test.ids)]
     n = min(map(len, parts.test.references.values()))   # more references would mean higher scores

@@ -32,6 +32,7 @@ from ..models.captioner import Captioner, new_captioner
 from ..models.consensus import consensus
 from ..models.encoder import ImageTextEncoder, pooled
 from ..models.generate import beam, best_of_n, greedy, guided, sample
+from ..models.loading import lm_hash, load_lm
 from .config import Config, check_config, import_own, kept_row, load_config
 from .config import config_text, located, retrieved_rows, row_decoding
 from .config import row_start, run_config, save_config, saved_row
@@ -329,7 +330,7 @@ _same_results = ('rows','verify','features','checkpoint_every','log_with','live'
 def _training_key(cfg, parts):
     "What a row's state belongs to: settings and data"
     settings = {k:v for k,v in asdict(cfg).items() if k not in _same_results}
-    return _hash(settings, _splits(parts))
+    return _hash(settings, _splits(cfg, parts))
 
 @dataclass
 class _Clock:
@@ -573,7 +574,13 @@ def _hash(*values):
     "A short hash of what JSON can hold"
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
-def _splits(parts):
+def _lm_hash(cfg, parts):
+    "The hash of the language model that rows start from, reckoned once"
+    if not hasattr(parts, 'lm_hash'):
+        parts.lm_hash = lm_hash((parts.own.lm or load_lm(cfg.lm))[0])
+    return parts.lm_hash
+
+def _splits(cfg, parts):
     "Every photo's part, by name, and what tells other data under the same names"
     def named(pairs): return [[parts.train.ids[i],j] for i,j in pairs]
     test = parts.test
@@ -585,6 +592,7 @@ def _splits(parts):
         copies_taken_out=[list(o) for o in parts.copies], photos=parts.contents,
         dev=list(parts.dev.ids) if parts.dev else [], **_of_parent(parts.parent),
         hashes=dict(encoder=parts.encoder.hash, judge=getattr(parts.judge, 'hash', 'none'),
+                    lm=_lm_hash(cfg, parts), texts=_hash(parts.texts),
                     captions=_hash([list(c) for c in parts.train.captions]),
                     references=_hash(test.references, test.human)))
 
@@ -603,14 +611,14 @@ def _what_changed(before, now):
     diff = [f'photos of the part {k} ({_differing(photos[k], parts.get(k, {}))})'
             for k in photos if photos[k]!=parts.get(k)]
     hashes = before.get('hashes', {})
-    if hashes and hashes!=now['hashes']:
-        diff.append(f"hashes of {_differing(hashes, now['hashes'])}")
+    other = _differing(hashes, {k:now['hashes'].get(k) for k in hashes})
+    if other: diff.append(f'hashes of {other}')
     others = [k for k in now if k not in ('photos','hashes')]
     return diff+[k for k in others if before.get(k, now[k])!=now[k]]
 
-def _write_splits(out, parts):
+def _write_splits(cfg, out, parts):
     "splits.json; refuses a folder whose rows were trained on other data"
-    file,now = out/'splits.json',_splits(parts)
+    file,now = out/'splits.json',_splits(cfg, parts)
     before = read_document(file, _Splits) if file.is_file() and _finished(out) else {}
     diff = _what_changed(before, now)
     if diff:
@@ -732,7 +740,7 @@ def _run(cfg, out, own, *, device, workers, say):
     with acc.main_process_first(): parts = prepare(cfg, device, own=own)
     _check_rows(cfg, parts, say)
     if acc.is_main_process:
-        _write_splits(out, parts)
+        _write_splits(cfg, out, parts)
         if parts.parent: parts.parent.save(out/'parent.json')
         _write_config(cfg, out)
     # 2) the rows that are not done

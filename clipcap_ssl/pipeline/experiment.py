@@ -633,6 +633,12 @@ def _is_done(out, row, starts):
     if not (out/'rows'/f'{row}.json').is_file(): return False
     return row not in starts or (out/'captioners'/row/'config.json').is_file()
 
+def _is_kept(cfg, out):
+    "Is the captioner to keep in its place, or stage 1's, which the safety net may have put there?"
+    saved,row = saved_row(out/'captioner'),kept_row(cfg)
+    if not (out/'captioner'/'config.json').is_file(): return False
+    return saved in (row, None) or (saved=='stage1' and row.startswith('stage2') and cfg.n_dev>0)
+
 # %% ../../nbs/17_experiment.ipynb #d5db4163
 def _check_room(cfg, parts):
     "Refuse captions that are longer than the language model has room for"
@@ -681,9 +687,10 @@ def _own_parts(cfg, workers, **own):
 def _train_rows(cfg, parts, out, *, device, workers, say):
     "Train the rows that are not done; all rows, and the clock of all starts"
     acc,(rows,starts) = accelerator_now(),_row_order(cfg, cfg.rows)
-    todo = from_first([r for r in rows if not _is_done(out, r, starts)])
+    needed = starts if _is_kept(cfg, out) else starts|{kept_row(cfg)}
+    todo = from_first([r for r in rows if not _is_done(out, r, needed)])
     key = _training_key(cfg, parts)
-    if acc.is_main_process: _drop_states(out, key, starts)
+    if acc.is_main_process: _drop_states(out, key, needed)
     acc.wait_for_everyone()
     clock = _Clock(out, _spent(out), time.time())
     def done(row, seconds):
@@ -710,6 +717,12 @@ def _check_rows(cfg, parts, say):
     if 'human' in cfg.rows and not parts.test.human:
         say('human: not scored, it needs test photos with two captions or more')
 
+def _keep_again(cfg, parts, out, *, row):
+    "Save the captioner of a row that others start from for use"
+    model = _load(cfg, parts, out, row=row)
+    model.decoding = row_decoding(cfg, row)
+    _keep_captioner(cfg, parts, row, model=model, folder=out/'captioner')
+
 def _safer(cfg, parts, out, say):
     "Keep stage 1's captioner where nothing says that stage 2 helped"
     row = kept_row(cfg)
@@ -721,12 +734,11 @@ def _safer(cfg, parts, out, say):
         return evaluate(said, parts.dev.references, parts.dev.x_judge, judge=parts.judge,
                         metrics=('cider',), prompt=cfg.prompt, tokenize=cfg.tokenize)
     helps,why = stage2_helps(scores(row), scores('stage1'))
-    say(f'kept: {row if helps else "stage1"}; {why}')
+    kept = row if helps else 'stage1'
+    say(f'kept: {kept}; {why}')
     # 2) the other captioner
-    if helps or saved_row(out/'captioner')=='stage1': return
-    model = _load(cfg, parts, out, row='stage1')
-    model.decoding = row_decoding(cfg, 'stage1')
-    _keep_captioner(cfg, parts, 'stage1', model=model, folder=out/'captioner')
+    if saved_row(out/'captioner')!=kept and (out/'captioners'/kept).is_dir():
+        _keep_again(cfg, parts, out, row=kept)
 
 def _run(cfg, out, own, *, device, workers, say):
     "Run an experiment in a folder that is ours alone"
@@ -748,6 +760,8 @@ def _run(cfg, out, own, *, device, workers, say):
     # 3) the account, by the first process
     if not acc.is_main_process: return {}
     clock.note()
+    row = kept_row(cfg)
+    if row in rows and not _is_kept(cfg, out): _keep_again(cfg, parts, out, row=row)
     _safer(cfg, parts, out, say)
     return score_run(cfg, out, parts, book=_book(cfg, parts), seconds=clock.spent(), rows=rows)
 

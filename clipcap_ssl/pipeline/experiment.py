@@ -36,7 +36,7 @@ from ..models.loading import lm_hash, load_lm
 from .config import Config, check_config, import_own, kept_row, load_config
 from .config import config_text, located, retrieved_rows, row_decoding
 from .config import row_start, run_config, save_config, saved_row
-from .config import without_paths
+from .config import _expert_rows, _policy_rows, without_paths
 from .setup import OwnParts, Parts, ledger, name_own, prepare, scene_parts
 from .setup import embed_share, trained_on
 from ..report.evaluate import Scores, evaluate, table
@@ -647,6 +647,23 @@ def _check_room(cfg, parts):
         raise ValueError(f"max_new_tokens is {cfg.max_new_tokens}, and behind a prefix of {cfg.k} "
                          f"the language model '{cfg.lm}' has room for {room}")
 
+def _check_batches(cfg, parts):
+    "Refuse rows that have too little for as many passes as a batch is cut into"
+    passes = cfg.accumulate*accelerator_now().num_processes
+    labels = [i for i,_ in parts.labels_to_train if parts.train.ids[i] in parts.features]
+    photos = {*_policy_rows, 'abstract','naive'}
+    there = dict.fromkeys(sorted(photos), (len(parts.x), 'photos without captions'))
+    there |= dict.fromkeys(sorted(_expert_rows),
+                           (len(parts.x)*cfg.expert_top, 'captions kept (expert_top a photo)'))
+    there |= dict(stage1=(len(labels), 'labels to train on'),
+                  text_only=(len(parts.texts), 'sentences'),
+                  full=(sum(map(len, parts.train.captions)), 'captions'))
+    for row in _row_order(cfg, cfg.rows)[0]:
+        n,what = there.get(row, (passes, ''))
+        if n<passes:
+            raise ValueError(f'{row}: every batch is cut into {passes} passes (accumulate is '
+                f'{cfg.accumulate}), and there are {n} {what}: take a smaller accumulate')
+
 def _accelerator(cfg, device, out):
     "The accelerator of a run, from which processes, precision, passes and trackers come"
     acc = new_accelerator(cfg.precision, cfg.accumulate, log_with=cfg.log_with,
@@ -711,6 +728,7 @@ def _train_rows(cfg, parts, out, *, device, workers, say):
 def _check_rows(cfg, parts, say):
     "Refuse what cannot be run, and say what is left out"
     _check_room(cfg, parts)
+    _check_batches(cfg, parts)
     warn_unspaced([o for c in parts.train.captions for o in c][:1000], cfg.tokenize)
     if cfg.rows==['human'] and not parts.test.human:
         raise ValueError('human needs test photos with two captions or more, and is the only row')

@@ -169,11 +169,30 @@ def _dtype(name):
 # %% ../../nbs/18_cli.ipynb #748d976e
 def _unseen(parts):
     "Training photos that stage 2 saw without their captions, with as many references as the test"
-    captions = dict(zip(parts.train.ids, parts.train.captions))
+    from clipcap_ssl.pipeline.setup import _with_words
+    captions = dict(zip(parts.train.ids, _with_words(parts.train).captions))
     ids = [i for i in parts.plain.ids if i in parts.features and captions.get(i)]
     ids = ids[:len(parts.test.ids)]
     n = min(map(len, parts.test.references.values()))   # more references would mean higher scores
     return parts.features[ids],{i:list(captions[i][-n:]) for i in ids}
+
+def _check_unlearnt(folder, parts, split):
+    "Refuse to judge on photos that the run learnt from, by name or by content"
+    from clipcap_ssl.pipeline.parent import read_uses
+    # 1) what it learnt from
+    uses,found = read_uses(folder),{}
+    learnt = uses.photos('labelled','kept_back', *(('plain','dev') if split=='test' else ()))
+    shown = {uses.contents[o] for o in learnt if o in uses.contents}
+    # 2) what it would be judged on
+    for part in parts.contents.values(): found |= part
+    def known(o):
+        if o in found and o in uses.contents: return found[o] in shown
+        return o in learnt or found.get(o) in shown
+    bad = [o for o in (parts.test.ids if split=='test' else _unseen(parts)[1]) if known(o)]
+    if bad:
+        raise ValueError(f'{folder} learnt from {len(bad)} of the photos that it would be judged '
+            f'on now, first {bad[0]!r}: captions or splits have changed since the run. Put back '
+            'those that it was trained on (its splits.json says which), or train another run')
 
 def _at_least_one(batch):
     "A batch size"
@@ -223,6 +242,7 @@ def clipcap_eval(
     from clipcap_ssl.report.evaluate import table
     if not (folder/'captioner').is_dir(): raise FileNotFoundError(f'{folder} kept no captioner')
     parts = prepare(cfg, device)
+    _check_unlearnt(folder, parts, split)
     kept = dict(device=device, dtype=_dtype(dtype))
     model = Captioner.from_pretrained(folder/'captioner', **kept).attach(parts.encoder)
     row = saved_row(folder/'captioner')

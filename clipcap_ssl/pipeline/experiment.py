@@ -32,10 +32,11 @@ from ..models.captioner import Captioner, new_captioner
 from ..models.consensus import consensus
 from ..models.encoder import ImageTextEncoder, pooled
 from ..models.generate import beam, best_of_n, greedy, guided, sample
+from ..models.loading import lm_hash, load_lm
 from .config import Config, check_config, import_own, kept_row, load_config
 from .config import config_text, located, retrieved_rows, row_decoding
 from .config import row_start, run_config, save_config, saved_row
-from .config import without_paths
+from .config import _expert_rows, _policy_rows, without_paths
 from .setup import OwnParts, Parts, ledger, name_own, prepare, scene_parts
 from .setup import embed_share, trained_on
 from ..report.evaluate import Scores, evaluate, table
@@ -329,7 +330,7 @@ _same_results = ('rows','verify','features','checkpoint_every','log_with','live'
 def _training_key(cfg, parts):
     "What a row's state belongs to: settings and data"
     settings = {k:v for k,v in asdict(cfg).items() if k not in _same_results}
-    return _hash(settings, _splits(parts))
+    return _hash(settings, _splits(cfg, parts))
 
 @dataclass
 class _Clock:
@@ -573,7 +574,13 @@ def _hash(*values):
     "A short hash of what JSON can hold"
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
-def _splits(parts):
+def _lm_hash(cfg, parts):
+    "The hash of the language model that rows start from, reckoned once"
+    if not hasattr(parts, 'lm_hash'):
+        parts.lm_hash = lm_hash((parts.own.lm or load_lm(cfg.lm))[0])
+    return parts.lm_hash
+
+def _splits(cfg, parts):
     "Every photo's part, by name, and what tells other data under the same names"
     def named(pairs): return [[parts.train.ids[i],j] for i,j in pairs]
     test = parts.test
@@ -586,6 +593,7 @@ def _splits(parts):
         copies_taken_out=[list(o) for o in parts.copies], photos=parts.contents,
         dev=list(parts.dev.ids) if parts.dev else [], **_of_parent(parts.parent),
         hashes=dict(encoder=parts.encoder.hash, judge=getattr(parts.judge, 'hash', 'none'),
+                    lm=_lm_hash(cfg, parts), texts=_hash(parts.texts),
                     captions=_hash([list(c) for c in parts.train.captions]),
                     references=_hash(test.references, test.human)))
 
@@ -604,14 +612,14 @@ def _what_changed(before, now):
     diff = [f'photos of the part {k} ({_differing(photos[k], parts.get(k, {}))})'
             for k in photos if photos[k]!=parts.get(k)]
     hashes = before.get('hashes', {})
-    if hashes and hashes!=now['hashes']:
-        diff.append(f"hashes of {_differing(hashes, now['hashes'])}")
+    other = _differing(hashes, {k:now['hashes'].get(k) for k in hashes})
+    if other: diff.append(f'hashes of {other}')
     others = [k for k in now if k not in ('photos','hashes')]
     return diff+[k for k in others if before.get(k, now[k])!=now[k]]
 
-def _write_splits(out, parts):
+def _write_splits(cfg, out, parts):
     "splits.json; refuses a folder whose rows were trained on other data"
-    file,now = out/'splits.json',_splits(parts)
+    file,now = out/'splits.json',_splits(cfg, parts)
     before = read_document(file, _Splits) if file.is_file() and _finished(out) else {}
     diff = _what_changed(before, now)
     if diff:
@@ -626,6 +634,12 @@ def _is_done(out, row, starts):
     if not (out/'rows'/f'{row}.json').is_file(): return False
     return row not in starts or (out/'captioners'/row/'config.json').is_file()
 
+def _is_kept(cfg, out):
+    "Is the captioner to keep in its place, or stage 1's, which the safety net may have put there?"
+    saved,row = saved_row(out/'captioner'),kept_row(cfg)
+    if not (out/'captioner'/'config.json').is_file(): return False
+    return saved in (row, None) or (saved=='stage1' and row.startswith('stage2') and cfg.n_dev>0)
+
 # %% ../../nbs/17_experiment.ipynb #d5db4163
 def _check_room(cfg, parts):
     "Refuse captions that are longer than the language model has room for"
@@ -633,6 +647,23 @@ def _check_room(cfg, parts):
     if cfg.max_new_tokens>room:
         raise ValueError(f"max_new_tokens is {cfg.max_new_tokens}, and behind a prefix of {cfg.k} "
                          f"the language model '{cfg.lm}' has room for {room}")
+
+def _check_batches(cfg, parts):
+    "Refuse rows that have too little for as many passes as a batch is cut into"
+    passes = cfg.accumulate*accelerator_now().num_processes
+    labels = [i for i,_ in parts.labels_to_train if parts.train.ids[i] in parts.features]
+    photos = {*_policy_rows, 'abstract','naive'}
+    there = dict.fromkeys(sorted(photos), (len(parts.x), 'photos without captions'))
+    there |= dict.fromkeys(sorted(_expert_rows),
+                           (len(parts.x)*cfg.expert_top, 'captions kept (expert_top a photo)'))
+    there |= dict(stage1=(len(labels), 'labels to train on'),
+                  text_only=(len(parts.texts), 'sentences'),
+                  full=(sum(map(len, parts.train.captions)), 'captions'))
+    for row in _row_order(cfg, cfg.rows)[0]:
+        n,what = there.get(row, (passes, ''))
+        if n<passes:
+            raise ValueError(f'{row}: every batch is cut into {passes} passes (accumulate is '
+                f'{cfg.accumulate}), and there are {n} {what}: take a smaller accumulate')
 
 def _accelerator(cfg, device, out):
     "The accelerator of a run, from which processes, precision, passes and trackers come"
@@ -674,9 +705,10 @@ def _own_parts(cfg, workers, **own):
 def _train_rows(cfg, parts, out, *, device, workers, say):
     "Train the rows that are not done; all rows, and the clock of all starts"
     acc,(rows,starts) = accelerator_now(),_row_order(cfg, cfg.rows)
-    todo = from_first([r for r in rows if not _is_done(out, r, starts)])
+    needed = starts if _is_kept(cfg, out) else starts|{kept_row(cfg)}
+    todo = from_first([r for r in rows if not _is_done(out, r, needed)])
     key = _training_key(cfg, parts)
-    if acc.is_main_process: _drop_states(out, key, starts)
+    if acc.is_main_process: _drop_states(out, key, needed)
     acc.wait_for_everyone()
     clock = _Clock(out, _spent(out), time.time())
     def done(row, seconds):
@@ -697,11 +729,18 @@ def _train_rows(cfg, parts, out, *, device, workers, say):
 def _check_rows(cfg, parts, say):
     "Refuse what cannot be run, and say what is left out"
     _check_room(cfg, parts)
+    _check_batches(cfg, parts)
     warn_unspaced([o for c in parts.train.captions for o in c][:1000], cfg.tokenize)
     if cfg.rows==['human'] and not parts.test.human:
         raise ValueError('human needs test photos with two captions or more, and is the only row')
     if 'human' in cfg.rows and not parts.test.human:
         say('human: not scored, it needs test photos with two captions or more')
+
+def _keep_again(cfg, parts, out, *, row):
+    "Save the captioner of a row that others start from for use"
+    model = _load(cfg, parts, out, row=row)
+    model.decoding = row_decoding(cfg, row)
+    _keep_captioner(cfg, parts, row, model=model, folder=out/'captioner')
 
 def _safer(cfg, parts, out, say):
     "Keep stage 1's captioner where nothing says that stage 2 helped"
@@ -714,12 +753,11 @@ def _safer(cfg, parts, out, say):
         return evaluate(said, parts.dev.references, parts.dev.x_judge, judge=parts.judge,
                         metrics=('cider',), prompt=cfg.prompt, tokenize=cfg.tokenize)
     helps,why = stage2_helps(scores(row), scores('stage1'))
-    say(f'kept: {row if helps else "stage1"}; {why}')
+    kept = row if helps else 'stage1'
+    say(f'kept: {kept}; {why}')
     # 2) the other captioner
-    if helps or saved_row(out/'captioner')=='stage1': return
-    model = _load(cfg, parts, out, row='stage1')
-    model.decoding = row_decoding(cfg, 'stage1')
-    _keep_captioner(cfg, parts, 'stage1', model=model, folder=out/'captioner')
+    if saved_row(out/'captioner')!=kept and (out/'captioners'/kept).is_dir():
+        _keep_again(cfg, parts, out, row=kept)
 
 def _run(cfg, out, own, *, device, workers, say):
     "Run an experiment in a folder that is ours alone"
@@ -733,7 +771,7 @@ def _run(cfg, out, own, *, device, workers, say):
     with acc.main_process_first(): parts = prepare(cfg, device, own=own)
     _check_rows(cfg, parts, say)
     if acc.is_main_process:
-        _write_splits(out, parts)
+        _write_splits(cfg, out, parts)
         if parts.parent: parts.parent.save(out/'parent.json')
         _write_config(cfg, out)
     # 2) the rows that are not done
@@ -741,6 +779,8 @@ def _run(cfg, out, own, *, device, workers, say):
     # 3) the account, by the first process
     if not acc.is_main_process: return {}
     clock.note()
+    row = kept_row(cfg)
+    if row in rows and not _is_kept(cfg, out): _keep_again(cfg, parts, out, row=row)
     _safer(cfg, parts, out, say)
     return score_run(cfg, out, parts, book=_book(cfg, parts), seconds=clock.spent(), rows=rows)
 

@@ -7,7 +7,7 @@ __all__ = ['shipped', 'contrastive_loss', 'ImageTextEncoder', 'OpenCLIPEncoder',
            'by_length', 'weights_hash', 'read_trained_on', 'encoder_hash', 'load_encoder', 'pooled', 'foil_accuracy']
 
 # %% ../../nbs/03_encoder.ipynb #599bf511
-import hashlib, json, logging, os, re, shutil, sys, urllib.request
+import hashlib, json, logging, os, shutil, sys, urllib.request
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -72,7 +72,7 @@ class OpenCLIPEncoder:
         tokenizer, # texts -> token ids
         *,
         name:str, # how to load it again
-        hash:str='', # of all its parts; '': made of its weights, and of what they are given
+        hash:str='', # of all its parts; '': made from the weights, a picture and a text
         trained_on:frozenset=frozenset(), # names or content hashes of photos it was trained on, where known
     ):
         self.model = model.eval().requires_grad_(False)

@@ -241,6 +241,9 @@ def clipcap_eval(
     from clipcap_ssl.pipeline.setup import prepare
     from clipcap_ssl.report.evaluate import table
     if not (folder/'captioner').is_dir(): raise FileNotFoundError(f'{folder} kept no captioner')
+    if not (folder/'splits.json').is_file():
+        raise FileNotFoundError(f'{folder} has no splits.json, so nothing says which photos it '
+            'learnt from: put it back, or train another run')
     parts = prepare(cfg, device)
     _check_unlearnt(folder, parts, split)
     kept = dict(device=device, dtype=_dtype(dtype))
